@@ -1,0 +1,1 @@
+"""bytelm: byte-level language models out of token-level ones."""

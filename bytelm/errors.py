@@ -1,0 +1,65 @@
+"""Every error that bytelm raises on purpose.
+
+::
+
+    BytelmError (Exception)
+    ├── InputError (ValueError)          something a caller gave is wrong
+    │   ├── VocabError                   a tokenizer whose bytes cannot be known, an unknown token
+    │   ├── ByteError                    a byte outside 0..255 (or 257, EOS)
+    │   ├── BeamError                    beam parameters outside their range
+    │   ├── EmptyBeam                    no tokenization continues with the byte that was given
+    │   ├── Terminated                   a state after EOS cannot go on
+    │   ├── UnknownModel                 a model path or name that cannot be loaded
+    │   └── ContextTooLong               more tokens than the model can take
+    └── EngineError (RuntimeError)       the machinery failed, not the caller
+        ├── EngineDead                   an engine process ended; no call can be answered
+        └── EngineStartError             the engine could not be started
+"""
+
+
+class BytelmError(Exception):
+    """The root of all errors raised by bytelm."""
+
+
+class InputError(BytelmError, ValueError):
+    """Something that the caller gave is wrong; the message says what, and what to do."""
+
+
+class VocabError(InputError):
+    """The bytes of a vocabulary cannot be known, or a token is not in it."""
+
+
+class ByteError(InputError):
+    """A byte value outside 0..255 that is not EOS (257) either."""
+
+
+class BeamError(InputError):
+    """Beam parameters outside their range."""
+
+
+class EmptyBeam(InputError):
+    """No candidate, extension or healed tokenization continues with the byte that was given."""
+
+
+class Terminated(InputError):
+    """The state has consumed EOS; nothing can follow."""
+
+
+class UnknownModel(InputError):
+    """A model path or name that cannot be loaded."""
+
+
+class ContextTooLong(InputError):
+    """A context that has more tokens than the model can take."""
+
+
+class EngineError(BytelmError, RuntimeError):
+    """The machinery failed; the call was not at fault."""
+
+
+class EngineDead(EngineError):
+    """An engine process ended: waiting and later calls cannot be answered."""
+
+
+class EngineStartError(EngineError):
+    """The engine could not be started; the message says why."""
