@@ -1,1 +1,47 @@
-"""bytelm: byte-level language models out of token-level ones."""
+"""bytelm: byte-level language models out of token-level ones.
+
+The public names are loaded when they are first asked for: ``import bytelm`` costs nothing, and a
+client that never computes anything never loads numpy.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from bytelm.beam import BeamParams, ByteBeamState
+    from bytelm.byte_lm import StatefulByteLM
+    from bytelm.logprobs import EOS, Chart, LazyByteProbs
+    from bytelm.token_lm import StatefulTokenizedLM
+    from bytelm.vocab import ByteVocab
+
+__all__ = [
+    "EOS",
+    "BeamParams",
+    "ByteBeamState",
+    "ByteVocab",
+    "Chart",
+    "LazyByteProbs",
+    "StatefulByteLM",
+    "StatefulTokenizedLM",
+]
+
+_HOME_OF = {
+    "EOS": "bytelm.logprobs",
+    "BeamParams": "bytelm.beam",
+    "ByteBeamState": "bytelm.beam",
+    "ByteVocab": "bytelm.vocab",
+    "Chart": "bytelm.logprobs",
+    "LazyByteProbs": "bytelm.logprobs",
+    "StatefulByteLM": "bytelm.byte_lm",
+    "StatefulTokenizedLM": "bytelm.token_lm",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'bytelm' has no attribute {name!r}")
+    return getattr(import_module(_HOME_OF[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

