@@ -4,15 +4,18 @@ Variables begin with ``BYTELM_``. A part of the program takes the settings that 
 argument; none looks them up by itself.
 """
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
 def _user_cache_dir() -> Path:
-    """``bytelm`` under the user's cache directory, by the XDG rule (relative paths do not count)."""
+    """``bytelm`` under the user's cache directory; a relative XDG_CACHE_HOME does not count."""
     base = Path(os.environ.get("XDG_CACHE_HOME", ""))
     return (base if base.is_absolute() else Path.home() / ".cache") / "bytelm"
 
@@ -27,3 +30,120 @@ class Paths(BaseSettings):
         validation_alias="BYTELM_CACHE",
         description="The cache directory (`BYTELM_CACHE`).",
     )
+
+
+class ServerSettings(BaseSettings):
+    """Where the HTTP server listens, what a call may ask for, and what it gets by default."""
+
+    model_config = SettingsConfigDict(env_prefix="BYTELM_", env_ignore_empty=True, frozen=True)
+
+    host: str = Field("127.0.0.1", description="The address to listen on.")
+    port: int = Field(8000, ge=0, le=65535, description="The port to listen on; 0 takes a free one.")
+    allow_remote: bool = Field(
+        False, description="Listen on an address that other machines can reach, without API keys."
+    )
+    shutdown_grace: float = Field(
+        3.0, ge=0, description="Seconds that running calls have to end when the server stops."
+    )
+
+    default_K: int | None = Field(  # noqa: N815 (K is the beam's width everywhere)
+        5, ge=1, description="Beam width of calls that name none; empty means unlimited."
+    )
+    default_prune_threshold: float = Field(
+        0.05, ge=0, lt=1, description="Prune threshold of calls that name none."
+    )
+
+    max_K: int | None = Field(  # noqa: N815
+        64, ge=1, description="The widest beam that a call may ask for."
+    )
+    max_steps: int = Field(4096, ge=1, description="The most bytes that a call may generate.")
+    max_contexts: int = Field(256, ge=1, description="The most contexts in one call.")
+    max_context_bytes: int = Field(
+        1 << 20, ge=1, description="The longest context, in bytes; the model's limit applies too."
+    )
+    max_body_bytes: int = Field(16 << 20, ge=1, description="The largest request body, in bytes.")
+
+
+class ClientSettings(BaseSettings):
+    """Where the client finds a server."""
+
+    model_config = SettingsConfigDict(env_prefix="BYTELM_", env_ignore_empty=True, frozen=True)
+
+    url: str = Field("http://127.0.0.1:8000", description="The server's address (`BYTELM_URL`).")
+
+
+class EngineSettings(BaseSettings):
+    """How the engine runs. Where a default is None, it depends on the device or the model."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="BYTELM_ENGINE_", env_ignore_empty=True, frozen=True
+    )
+
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="What the model must run on; auto takes a GPU where there is one."
+    )
+    dtype: str | None = Field(
+        None, description="Of weights and KV cache; None: float32 on CPU, the model's own on GPU."
+    )
+    max_model_len: int | None = Field(
+        None, ge=2, description="Longest context plus one; None: the model's, on CPU at most 4096."
+    )
+    max_num_seqs: int = Field(128, ge=1, description="Requests that are computed together.")
+    slots: int | None = Field(
+        None, ge=1, description="Evaluations at a time, others wait; None: twice max_num_seqs."
+    )
+    block_size: int | None = Field(
+        None, ge=1, description="Tokens in a block of the KV cache; None: 32 on CPU, vLLM's on GPU."
+    )
+    kv_cache_memory_bytes: int | None = Field(
+        None, ge=1, description="Size of the KV cache; None: 2 GiB on CPU, what is left on GPU."
+    )
+    gpu_memory_utilization: float = Field(
+        0.9, gt=0, le=1, description="Share of the GPU's memory for weights and KV cache."
+    )
+    enforce_eager: bool | None = Field(
+        None, description="Start without compiling; None: yes on CPU (minutes faster), no on GPU."
+    )
+    omp_threads_bind: str | None = Field(
+        None, description="Cores for the model on CPU, like 0-3,8; None: all that may be used."
+    )
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        "WARNING", description="How much vLLM logs."
+    )
+
+    @contextlib.contextmanager
+    def exported(self, owner: "Owner") -> Iterator[None]:
+        """The environment in which an engine is started: vLLM's processes inherit it.
+
+        Inside, this process's environment is changed; afterwards it is as before, except for what
+        vLLM set itself.
+        """
+        cores = self.omp_threads_bind or ",".join(map(str, sorted(os.sched_getaffinity(0))))
+        wanted = {
+            "VLLM_LOGGING_LEVEL": self.log_level,
+            "VLLM_NO_USAGE_STATS": "1",
+            "VLLM_CPU_OMP_THREADS_BIND": cores,
+            # This process has threads, which fork would not copy.
+            "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+            "BYTELM_OWNER_PID": str(owner.pid),
+            "BYTELM_OWNER_STARTED": str(owner.started),
+        }
+        before = {name: os.environ.get(name) for name in wanted}
+        os.environ.update(wanted)
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                if value is None:
+                    os.environ.pop(name, None)
+                else:
+                    os.environ[name] = value
+
+
+class Owner(BaseSettings):
+    """The process that an engine's processes belong to, as they find it in their environment."""
+
+    model_config = SettingsConfigDict(env_prefix="BYTELM_OWNER_", env_ignore_empty=True)
+
+    pid: int | None = Field(None, description="Its process id.")
+    started: int | None = Field(None, description="Its start, in clock ticks since boot.")

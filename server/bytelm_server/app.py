@@ -1,0 +1,63 @@
+"""The ASGI application: routes, errors and limits around one model."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, nullcontext
+from importlib.metadata import version
+
+from fastapi import FastAPI, Request, Response
+
+from bytelm.settings import ServerSettings
+from bytelm.token_lm import AsyncTokenLM
+from bytelm_server import errors
+from bytelm_server.backend import Backend, OpenLM
+from bytelm_server.disconnect import ClientGone
+from bytelm_server.routes import router
+from bytelm_server.wire import BodyLimit
+
+_ABOUT = """\
+A token-level language model, served byte by byte: exact distributions over the next byte, greedy
+continuations and samples, wherever the context ends.
+
+* Bytes in: a string, `{"text": "…"}` or `{"base64": "…"}`. Bytes out: both; `text` is null where
+  the bytes are not UTF-8.
+* Log-probabilities are natural logarithms; −inf is null.
+* Errors have one shape: `{"error": {"type", "message", "param", "code"}}`. Unknown fields are
+  refused.
+* One bad item among `contexts` has `{"index", "error"}` in its place; the others get their results.
+"""
+
+
+async def _nobody_reads(request: Request, error: Exception) -> Response:
+    return Response(status_code=499)
+
+
+def create_app(lm: AsyncTokenLM | OpenLM, settings: ServerSettings | None = None) -> FastAPI:
+    """The application over a token LM that is ready, or one that it starts and ends itself.
+
+    Args:
+        lm: a token LM, whose owner closes it; or a function that gives an async context manager,
+            entered in the background when the application starts and left when it stops.
+        settings: limits and defaults; from the environment when not given.
+
+    The application's ``state.backend`` is its ``Backend``.
+    """
+    settings = settings or ServerSettings()
+    ready = isinstance(lm, AsyncTokenLM)
+    backend = Backend((lambda: nullcontext(lm)) if isinstance(lm, AsyncTokenLM) else lm, settings)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with backend.running():
+            if ready:
+                await backend.started()
+            yield
+
+    app = FastAPI(
+        title="bytelm", version=version("bytelm"), description=_ABOUT, lifespan=lifespan
+    )
+    app.state.backend = backend
+    app.include_router(router)
+    errors.install(app)
+    app.add_exception_handler(ClientGone, _nobody_reads)
+    app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
+    return app

@@ -1,0 +1,189 @@
+"""What a failed call is answered with: one shape for every error, whatever raised it.
+
+::
+
+    {"error": {"type": …, "message": …, "param": …, "code": …}}
+
+``type`` is the kind of error, ``code`` names it exactly, ``param`` is the field at fault or null.
+
+========================  ======  ==================================================================
+type                      status  codes
+========================  ======  ==================================================================
+``invalid_request``       400     ``invalid_json``, ``missing_field``, ``unknown_field``,
+                                  ``not_supported``, ``invalid_value``, ``limit_exceeded``,
+                                  ``context_too_long``
+``invalid_request``       413     ``body_too_large``
+``invalid_request``       415     ``unsupported_media_type``
+``not_found``             404     ``not_found``
+``method_not_allowed``    405     ``method_not_allowed``
+``unavailable``           503     ``starting``, ``draining``, ``dead``
+``internal_error``        500     ``internal_error``
+========================  ======  ==================================================================
+
+Must not know any call: it only translates exceptions.
+"""
+
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+from typing_extensions import TypedDict
+
+from bytelm.errors import ContextTooLong, EngineError, InputError
+from bytelm_server.wire import JsonResponse
+
+
+class ErrorDetail(TypedDict):
+    """What went wrong."""
+
+    type: str
+    message: str
+    param: str | None
+    code: str
+
+
+class ErrorBody(TypedDict):
+    """The body of every answer that is not a success."""
+
+    error: ErrorDetail
+
+
+class ApiError(HTTPException):
+    """An error whose answer is known where it is raised."""
+
+    def __init__(
+        self,
+        status: int,
+        type: str,
+        code: str,
+        message: str,
+        *,
+        param: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(status, message, headers)
+        self.error = ErrorDetail(type=type, message=message, param=param, code=code)
+
+
+class LimitExceeded(InputError):
+    """A well-formed call asks for more than this server gives; ``param`` names the field."""
+
+    def __init__(self, param: str, message: str) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class Unavailable(EngineError):
+    """No call can be answered now; ``code`` is the server's status."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def invalid_request(message: str, code: str, param: str | None = None) -> ErrorDetail:
+    """The detail of an error that the caller can mend."""
+    return ErrorDetail(type="invalid_request", message=message, param=param, code=code)
+
+
+def input_detail(error: InputError, param: str | None = None) -> ErrorDetail:
+    """The detail of an error that the library raised about what it was given."""
+    match error:
+        case LimitExceeded():
+            return invalid_request(str(error), "limit_exceeded", error.param)
+        case ContextTooLong():
+            return invalid_request(str(error), "context_too_long", param)
+        case _:
+            return invalid_request(str(error), "invalid_value", param)
+
+
+_CODES = {
+    "extra_forbidden": "unknown_field",
+    "json_invalid": "invalid_json",
+    "missing": "missing_field",
+    "not_supported": "not_supported",
+}
+
+
+def validation_detail(errors: Sequence[Any], root: Sequence[str] = ()) -> ErrorDetail:
+    """The detail of the first of pydantic's ``errors``; ``root`` leads to where it looked."""
+    first = errors[0]
+    code = _CODES.get(first["type"], "invalid_value")
+    if code == "invalid_json":
+        return invalid_request(f"the body is not JSON: {first['ctx']['error']}", code)
+    place = [*root, *first["loc"]]
+    param = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in place).lstrip(".") or None
+    message = "unknown field" if code == "unknown_field" else first["msg"]
+    if not place and code == "missing_field":
+        message = "the call needs a JSON body"
+    message = message[:1].lower() + message[1:]
+    if len(errors) > 1:
+        message += f" (and {len(errors) - 1} more)"
+    return invalid_request(f"{param}: {message}" if param else message, code, param)
+
+
+def item_detail(error: InputError | ValidationError, param: str) -> ErrorDetail:
+    """The detail of an error in one item of a batch; ``param`` names the item."""
+    if isinstance(error, ValidationError):
+        return validation_detail(error.errors(include_url=False), [param])
+    return input_detail(error, param)
+
+
+def answer(
+    status: int, detail: ErrorDetail, headers: Mapping[str, str] | None = None
+) -> JsonResponse:
+    """The response that carries ``detail``."""
+    return JsonResponse(ErrorBody(error=detail), status, dict(headers) if headers else None)
+
+
+async def _on_http(request: Request, error: Exception) -> JsonResponse:
+    assert isinstance(error, HTTPException)
+    if isinstance(error, ApiError):
+        return answer(error.status_code, error.error, error.headers)
+    path = request.url.path
+    match error.status_code:
+        case 404:
+            kind, message = "not_found", f"there is nothing at {path}; /docs lists the calls"
+        case 405:
+            kind, message = "method_not_allowed", f"{path} does not take {request.method}"
+        case _:
+            kind, message = "invalid_request", str(error.detail)
+    code = HTTPStatus(error.status_code).name.lower() if kind == "invalid_request" else kind
+    detail = ErrorDetail(type=kind, message=message, param=None, code=code)
+    return answer(error.status_code, detail, error.headers)
+
+
+async def _on_validation(request: Request, error: Exception) -> JsonResponse:
+    assert isinstance(error, RequestValidationError)
+    errors = [{**e, "loc": e["loc"][1:]} for e in error.errors()]
+    return answer(400, validation_detail(errors))
+
+
+async def _on_input(request: Request, error: Exception) -> JsonResponse:
+    assert isinstance(error, InputError)
+    return answer(400, input_detail(error, "context"))
+
+
+async def _on_engine(request: Request, error: Exception) -> JsonResponse:
+    code = error.code if isinstance(error, Unavailable) else "dead"
+    detail = ErrorDetail(type="unavailable", message=str(error), param=None, code=code)
+    return answer(503, detail, {"Retry-After": "5"})
+
+
+async def _on_bug(request: Request, error: Exception) -> JsonResponse:
+    message = "the server failed at this call; its log says how"
+    detail = ErrorDetail(type="internal_error", message=message, param=None, code="internal_error")
+    return answer(500, detail)
+
+
+def install(app: FastAPI) -> None:
+    """Let ``app`` answer every exception in the one shape."""
+    app.add_exception_handler(HTTPException, _on_http)
+    app.add_exception_handler(RequestValidationError, _on_validation)
+    app.add_exception_handler(InputError, _on_input)
+    app.add_exception_handler(EngineError, _on_engine)
+    app.add_exception_handler(Exception, _on_bug)

@@ -1,0 +1,92 @@
+"""HTTP to service calls and back; nothing else."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Body, Depends, Request
+
+from bytelm_server import examples, schemas
+from bytelm_server.backend import Backend
+from bytelm_server.disconnect import while_connected
+from bytelm_server.errors import ErrorBody
+from bytelm_server.wire import JsonResponse, JsonRoute
+
+_FAILURES: dict[int | str, dict[str, Any]] = {
+    "4XX": {"model": ErrorBody, "description": "The call is at fault; the error says how."},
+    500: {"model": ErrorBody, "description": "The server is at fault."},
+    503: {"model": ErrorBody, "description": "The model is starting, stopping or dead."},
+}
+
+router = APIRouter(route_class=JsonRoute)
+
+
+async def _backend(request: Request) -> Backend:
+    backend: Backend = request.app.state.backend
+    return backend
+
+
+Served = Annotated[Backend, Depends(_backend)]
+
+
+@router.get(
+    "/health",
+    tags=["server"],
+    response_model=schemas.Health,
+    responses={503: {"model": schemas.Health, "description": "Starting, draining or dead."}},
+)
+async def health(backend: Served) -> JsonResponse:
+    """Whether the server can answer: 200 when it is ready, else 503."""
+    status = backend.status
+    return JsonResponse(schemas.Health(status=status), 200 if status == "ready" else 503)
+
+
+@router.get(
+    "/v1/models", tags=["server"], response_model=schemas.Models, responses={503: _FAILURES[503]}
+)
+async def models(backend: Served) -> JsonResponse:
+    """The model: name, fingerprint, vocabulary size, limits, initial context."""
+    return JsonResponse(schemas.Models(data=[backend.service.model()]))
+
+
+@router.post(
+    "/v1/next_bytes",
+    tags=["bytes"],
+    response_model=schemas.Answer[schemas.NextBytes | schemas.TopBytes | schemas.ItemError],
+    responses={200: examples.NEXT_BYTES_ANSWER, **_FAILURES},
+)
+async def next_bytes(
+    request: Request,
+    backend: Served,
+    call: Annotated[schemas.NextBytesCall, Body(openapi_examples=examples.NEXT_BYTES)],
+) -> JsonResponse:
+    """The distribution over the byte after each context, and the probability that it ends there."""
+    return JsonResponse(await while_connected(request, backend.service.next_bytes(call)))
+
+
+@router.post(
+    "/v1/greedy",
+    tags=["bytes"],
+    response_model=schemas.Answer[schemas.Continuation | schemas.ItemError],
+    responses={200: examples.GREEDY_ANSWER, **_FAILURES},
+)
+async def greedy(
+    request: Request,
+    backend: Served,
+    call: Annotated[schemas.GreedyCall, Body(openapi_examples=examples.GREEDY)],
+) -> JsonResponse:
+    """The most probable byte after each context, again and again."""
+    return JsonResponse(await while_connected(request, backend.service.greedy(call)))
+
+
+@router.post(
+    "/v1/sample",
+    tags=["bytes"],
+    response_model=schemas.Answer[schemas.Sample | schemas.ItemError],
+    responses={200: examples.SAMPLE_ANSWER, **_FAILURES},
+)
+async def sample(
+    request: Request,
+    backend: Served,
+    call: Annotated[schemas.SampleCall, Body(openapi_examples=examples.SAMPLE)],
+) -> JsonResponse:
+    """Bytes drawn from the distribution after each context, one after another."""
+    return JsonResponse(await while_connected(request, backend.service.sample(call)))
