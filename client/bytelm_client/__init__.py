@@ -1,0 +1,54 @@
+"""The client of a bytelm server.
+
+Names load when they are first used, so that the command line starts without them.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bytelm_client.client import AsyncClient as AsyncClient
+    from bytelm_client.client import Client as Client
+    from bytelm_client.errors import APIError as APIError
+    from bytelm_client.errors import BadAnswer as BadAnswer
+    from bytelm_client.errors import BytelmClientError as BytelmClientError
+    from bytelm_client.errors import CannotConnect as CannotConnect
+    from bytelm_client.errors import InvalidRequest as InvalidRequest
+    from bytelm_client.errors import ItemsFailed as ItemsFailed
+    from bytelm_client.errors import NotReady as NotReady
+    from bytelm_client.errors import ServerFailed as ServerFailed
+    from bytelm_client.errors import TimedOut as TimedOut
+    from bytelm_client.results import Continuation as Continuation
+    from bytelm_client.results import Model as Model
+    from bytelm_client.results import NextBytes as NextBytes
+    from bytelm_client.results import Usage as Usage
+
+_HOMES = {
+    "AsyncClient": "client",
+    "Client": "client",
+    "APIError": "errors",
+    "BadAnswer": "errors",
+    "BytelmClientError": "errors",
+    "CannotConnect": "errors",
+    "InvalidRequest": "errors",
+    "ItemsFailed": "errors",
+    "NotReady": "errors",
+    "ServerFailed": "errors",
+    "TimedOut": "errors",
+    "Continuation": "results",
+    "Model": "results",
+    "NextBytes": "results",
+    "Usage": "results",
+}
+
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *_HOMES]

@@ -52,9 +52,7 @@ def create_app(lm: AsyncTokenLM | OpenLM, settings: ServerSettings | None = None
                 await backend.started()
             yield
 
-    app = FastAPI(
-        title="bytelm", version=version("bytelm"), description=_ABOUT, lifespan=lifespan
-    )
+    app = FastAPI(title="bytelm", version=version("bytelm"), description=_ABOUT, lifespan=lifespan)
     app.state.backend = backend
     app.include_router(router)
     errors.install(app)

@@ -85,7 +85,9 @@ class Backend:
         async def live() -> None:
             try:
                 async with self._open_lm() as lm:
-                    service.set_result(ByteService(lm, self.settings))
+                    made = ByteService(lm, self.settings)
+                    await made.warm_up()
+                    service.set_result(made)
                     await leave.wait()
             except Exception as error:
                 if service.done():

@@ -9,7 +9,7 @@ from fastapi import Request
 T = TypeVar("T")
 
 
-class ClientGone(Exception):  # noqa: N818
+class ClientGone(Exception):
     """The client closed the connection; nobody is there to read an answer."""
 
 

@@ -70,9 +70,12 @@ class ApiError(HTTPException):
 
 
 class LimitExceeded(InputError):
-    """A well-formed call asks for more than this server gives; ``param`` names the field."""
+    """A well-formed call asks for more than this server gives.
 
-    def __init__(self, param: str, message: str) -> None:
+    ``param`` names the field; None for the context that is at work.
+    """
+
+    def __init__(self, message: str, param: str | None = None) -> None:
         super().__init__(message)
         self.param = param
 
@@ -94,7 +97,7 @@ def input_detail(error: InputError, param: str | None = None) -> ErrorDetail:
     """The detail of an error that the library raised about what it was given."""
     match error:
         case LimitExceeded():
-            return invalid_request(str(error), "limit_exceeded", error.param)
+            return invalid_request(str(error), "limit_exceeded", error.param or param)
         case ContextTooLong():
             return invalid_request(str(error), "context_too_long", param)
         case _:

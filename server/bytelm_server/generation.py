@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bytelm.beam import ByteBeamState
-from bytelm.errors import ContextTooLong
+from bytelm.errors import ContextTooLong, EmptyBeam
 from bytelm.logprobs import EOS
 
 Choose = Callable[[NDArray[np.float64]], int]
@@ -44,10 +44,19 @@ async def generate(state: ByteBeamState, steps: int, choose: Choose) -> Generate
             if symbol == EOS:
                 return Generated(bytes(data), logprob, "eos")
             state = await (state.prune() << symbol)
-        except ContextTooLong:
+        except (ContextTooLong, EmptyBeam):
+            if not _is_full(state):
+                raise
             return Generated(bytes(data), logprob, "length")
         data.append(symbol)
     return Generated(bytes(data), logprob, "steps")
+
+
+def _is_full(state: ByteBeamState) -> bool:
+    """Whether the best candidate has as many tokens as the model takes."""
+    most = state.source.lm.max_context_tokens
+    best = max(state, key=lambda candidate: candidate.weight, default=None)
+    return most is not None and best is not None and len(best.tokens) >= most
 
 
 def greedy_choice(ps: NDArray[np.float64]) -> int:

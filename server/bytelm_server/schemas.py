@@ -48,7 +48,9 @@ def _decode(value: object) -> object:
     try:
         return base64.b64decode(value, validate=True)
     except (binascii.Error, ValueError) as error:
-        raise PydanticCustomError("base64", "this is not base64 ({why})", {"why": str(error)}) from None
+        raise PydanticCustomError(
+            "base64", "this is not base64 ({why})", {"why": str(error)}
+        ) from None
 
 
 class BytesIn(Body):
@@ -109,7 +111,7 @@ Item = Annotated[BytesIn | SkipJsonSchema[ValidationError], WrapValidator(_keep_
 class Beam(Body):
     """How many tokenizations of the context are followed; absent fields are the server's."""
 
-    K: int | None = Field(None, ge=1, description="Most candidates; null is unlimited.")  # noqa: N815
+    K: int | None = Field(None, ge=1, description="Most candidates; null is unlimited.")
     prune_threshold: float | None = Field(
         None, ge=0, lt=1, description="Candidates below this share of the whole are dropped."
     )
@@ -157,7 +159,9 @@ class GreedyCall(ContextCall):
 class SampleCall(GreedyCall):
     """Bytes drawn from the distribution, one after another."""
 
-    temperature: float = Field(1.0, ge=0, description="Above 0; below 1 sharpens, above 1 flattens.")
+    temperature: float = Field(
+        1.0, ge=0, description="Above 0; below 1 sharpens, above 1 flattens."
+    )
     seed: int | None = Field(
         None, ge=0, lt=2**64, description="The same seed draws the same bytes; null draws anew."
     )
@@ -172,7 +176,9 @@ class SampleCall(GreedyCall):
     @classmethod
     def _not_zero(cls, value: float) -> float:
         if value == 0:
-            raise PydanticCustomError("temperature", "must be above 0; for no chance use /v1/greedy")
+            raise PydanticCustomError(
+                "temperature", "must be above 0; for no chance use /v1/greedy"
+            )
         return value
 
 

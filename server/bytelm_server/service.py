@@ -4,7 +4,7 @@ Must not know HTTP; a route hands in a checked body and gets the answer's body b
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from bytelm.beam import BeamParams, ByteBeamState
-from bytelm.errors import InputError
+from bytelm.errors import ContextTooLong, InputError
 from bytelm.logprobs import EOS
 from bytelm.settings import ServerSettings
 from bytelm.token_lm import AsyncTokenLM
@@ -71,6 +71,11 @@ class ByteService:
         self.lm = lm
         self.settings = settings
 
+    async def warm_up(self) -> None:
+        """Do what only the first call would have to wait for."""
+        state = await ByteBeamState.initial(self.lm, self._beam_params(schemas.Beam()))
+        await generate(state, 2, greedy_choice)
+
     def model(self) -> schemas.Model:
         """The model and the limits, as ``/v1/models`` gives them."""
         lm, s = self.lm, self.settings
@@ -126,14 +131,12 @@ class ByteService:
 
         return await self._answer(call, work)
 
-    async def _answer(
-        self, call: schemas.ContextCall, work: Work[_Outcome]
-    ) -> schemas.Answer[Any]:
+    async def _answer(self, call: schemas.ContextCall, work: Work[_Outcome]) -> schemas.Answer[Any]:
         lm = CountingLM(self.lm)
         start = await ByteBeamState.initial(lm, self._beam_params(call.beam))
 
         async def one(context: schemas.BytesIn, index: int) -> _Outcome:
-            self._check_context(context.data)
+            await self._check_context(context.data)
             return await work(await start.prefill(context.data), index)
 
         async def one_of_several(item: schemas.BytesIn | ValidationError, index: int) -> _Outcome:
@@ -166,7 +169,7 @@ class ByteService:
         cap = self.settings.max_K
         if cap is not None and (width is None or width > cap):
             wanted = "unlimited" if width is None else width
-            raise LimitExceeded("beam.K", f"beam.K can be at most {cap} here, not {wanted}")
+            raise LimitExceeded(f"beam.K can be at most {cap} here, not {wanted}", "beam.K")
         threshold = beam.prune_threshold
         if threshold is None:
             threshold = self.settings.default_prune_threshold
@@ -175,18 +178,25 @@ class ByteService:
     def _check_steps(self, call: schemas.GreedyCall) -> None:
         most = self.settings.max_steps
         if call.steps > most:
-            raise LimitExceeded("steps", f"steps can be at most {most} here, not {call.steps}")
+            raise LimitExceeded(f"steps can be at most {most} here, not {call.steps}", "steps")
 
     def _check_count(self, count: int) -> None:
         most = self.settings.max_contexts
         if count > most:
-            raise LimitExceeded("contexts", f"one call takes at most {most} contexts, not {count}")
+            raise LimitExceeded(f"one call takes at most {most} contexts, not {count}", "contexts")
 
-    def _check_context(self, data: bytes) -> None:
+    async def _check_context(self, data: bytes) -> None:
         most = self.settings.max_context_bytes
         if len(data) > most:
             message = f"a context can have at most {most} bytes here, this one has {len(data)}"
-            raise LimitExceeded("context", message)
+            raise LimitExceeded(message)
+        vocab, fits = self.lm.vocab, self.lm.max_context_tokens
+        if fits is None or len(vocab.initial_context) + len(data) <= fits:
+            return
+        tokens = len(vocab.initial_context) + len(await asyncio.to_thread(vocab.encode, data))
+        if tokens > fits:
+            message = f"the context has {tokens} tokens, the model takes at most {fits}"
+            raise ContextTooLong(message)
 
 
 def _continuation(made: Generated, call: schemas.GreedyCall) -> schemas.Continuation:

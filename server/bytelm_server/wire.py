@@ -39,7 +39,9 @@ class JsonRoute(APIRoute):
             kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
             if self.body_field is not None and kind != "application/json":
                 # A web page can send other types to a local server without asking it first.
-                raise HTTPException(415, "send the body with the header content-type: application/json")
+                raise HTTPException(
+                    415, "send the body with the header content-type: application/json"
+                )
             return await handle(_JsonRequest(request.scope, request.receive))
 
         return handle_json
