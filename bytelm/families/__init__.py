@@ -1,0 +1,71 @@
+"""Tokenizer families: what each library's tokenizers say about the bytes of their tokens.
+
+`read` turns a tokenizer object of any supported library into one `TokenTable`; `load` opens a
+tokenizer file. Each library is imported only where one of its tokenizers is read. A family whose
+bytes cannot be known is refused with the reason. Knows nothing of models, tries or beams.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from bytelm.errors import UnknownModel, VocabError
+from bytelm.families import fast, pieces, ranks
+from bytelm.families.table import TokenTable
+
+__all__ = ["TokenTable", "load", "read"]
+
+
+def read(tokenizer: Any) -> TokenTable:
+    """The table of a tokenizer object. VocabError when its tokens' bytes cannot be known."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        table = fast.read(backend)
+        eos, bos = tokenizer.eos_token_id, tokenizer.bos_token_id
+        table.eos_token_ids = () if eos is None else (eos,)
+        table.bos_token_id = bos
+        return table
+    library = type(tokenizer).__module__.partition(".")[0]
+    if library == "tokenizers":
+        return fast.read(tokenizer)
+    if library == "tiktoken":
+        return ranks.read_tiktoken(tokenizer)
+    if hasattr(tokenizer, "id_to_byte_piece"):
+        return ranks.read_tekken(tokenizer)
+    if hasattr(tokenizer, "serialized_model_proto"):
+        return pieces.read(tokenizer)
+    if library == "mistral_common" and hasattr(tokenizer, "instruct_tokenizer"):
+        return read(tokenizer.instruct_tokenizer.tokenizer)
+    if library == "mistral_common" and hasattr(tokenizer, "file_path"):
+        return pieces.read(load(Path(tokenizer.file_path), None, {}))
+    if hasattr(tokenizer, "sp_model"):
+        return pieces.read(tokenizer.sp_model)
+    if type(tokenizer).__name__ == "MistralCommonBackend":
+        return read(tokenizer.tokenizer)
+    raise VocabError(
+        f"a tokenizer of class {type(tokenizer).__qualname__} says nothing about its tokens' bytes:"
+        " give one of tokenizers, transformers (fast), sentencepiece, tiktoken or mistral_common"
+    )
+
+
+def load(path: Path, pattern: str | None, special_tokens: Mapping[str, int]) -> Any:
+    """The tokenizer object in a file: tokenizer.json, a tekken json, a SentencePiece model, or a
+    tiktoken rank file, which needs `pattern`. UnknownModel when the file cannot be read."""
+    try:
+        start = path.read_bytes()[:1]
+    except OSError as error:
+        raise UnknownModel(f"no tokenizer file can be read at {str(path)!r}: {error}") from error
+    if start == b"{":
+        if "model" in json.loads(path.read_bytes()):
+            from tokenizers import Tokenizer
+
+            return Tokenizer.from_file(str(path))
+        from mistral_common.tokens.tokenizers.tekken import Tekkenizer
+
+        return Tekkenizer.from_file(path)
+    if start == b"\n":
+        from sentencepiece import SentencePieceProcessor
+
+        return SentencePieceProcessor(model_file=str(path))
+    return ranks.load_tiktoken(path, pattern, special_tokens)

@@ -1,0 +1,269 @@
+"""Tokenizers of the `tokenizers` library: byte-level BPE, and SentencePiece conversions.
+
+WordPiece, word-level and end-of-word vocabularies are refused: the spaces of a text are not in
+their tokens. Knows nothing of what wraps the tokenizer.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from bytelm.canonical import Span
+from bytelm.errors import VocabError
+from bytelm.families.table import TokenTable
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+_BYTE_PIECE = re.compile("<0x([0-9A-Fa-f]{2})>")
+_READABLE_DECODERS = {"ByteLevel", "ByteFallback", "Fuse", "Replace", "Strip", "Metaspace"}
+_SPACE_DROPPING = {"BertPreTokenizer", "Whitespace", "WhitespaceSplit", "CharDelimiterSplit"}
+
+
+def read(tokenizer: "Tokenizer") -> TokenTable:
+    """The table of a `tokenizers.Tokenizer`. VocabError for families that lose spaces."""
+    layout = _layout(tokenizer)
+    _refuse_unreadable(tokenizer, layout)
+    added = tokenizer.get_added_tokens_decoder()
+    token_text = {token_id: text for text, token_id in tokenizer.get_vocab(False).items()}
+    if any(part["type"] == "ByteLevel" for part in _parts(layout)):
+        to_bytes = _byte_level_reader()
+        pieces_in_added = False
+    else:
+        to_bytes = _piece_reader(layout, token_text)
+        pieces_in_added = True
+    token_bytes = {token_id: to_bytes(text) for token_id, text in token_text.items()}
+    for token_id, token in added.items():
+        if not (pieces_in_added and token_text.get(token_id) == token.content):
+            token_bytes[token_id] = token.content.encode()
+        token_text[token_id] = token.content
+    special = {token_id for token_id, token in added.items() if token.special}
+    special |= _unknown_ids(tokenizer, token_bytes)
+    for token_id in special:
+        token_bytes[token_id] = b""
+    return TokenTable(
+        token_bytes=token_bytes,
+        token_text=token_text,
+        special_ids=special,
+        added_ids=set(added),
+        prefix=_prefix(layout),
+        tokenizer=MidTextTokenizer(tokenizer, layout, token_bytes),
+    )
+
+
+class MidTextTokenizer:
+    """A tokenizer without its dummy prefix, its special tokens and its stripping of spaces.
+
+    Shares the vocabulary and merges of the tokenizer it is made from.
+    """
+
+    def __init__(
+        self, tokenizer: "Tokenizer", layout: dict[str, Any], token_bytes: dict[int, bytes]
+    ) -> None:
+        from tokenizers import AddedToken, Tokenizer
+
+        changes = {part: _faithful(layout[part]) for part in ("normalizer", "pre_tokenizer")}
+        plain = Tokenizer.from_str(json.dumps(layout | changes))
+        plain.model = _deterministic_model(tokenizer)
+        model_vocab = tokenizer.get_vocab(False)
+        # A token that the model does not know is numbered from the vocabulary's length on, which
+        # is an id in use where the vocabulary has holes: fill these first.
+        holes = max(model_vocab.values(), default=-1) + 1 - len(model_vocab)
+        plain.add_tokens([f"\U0010fffd\U0010fffe{hole}" for hole in range(holes)])
+        texts = [
+            (token_id, token)
+            for token_id, token in sorted(tokenizer.get_added_tokens_decoder().items())
+            if token.content and token_bytes[token_id] == token.content.encode()
+        ]
+        plain.add_tokens(
+            [
+                AddedToken(
+                    token.content, normalized=token.normalized, single_word=token.single_word
+                )
+                for _, token in texts
+            ]
+        )
+        self._plain = plain
+        self._original = {
+            plain_id: token_id
+            for token_id, token in texts
+            if (plain_id := plain.token_to_id(token.content)) != token_id
+        }
+
+    def ids(self, text: str) -> list[int]:
+        """The token ids of `text`."""
+        ids: list[int] = self._plain.encode(text, add_special_tokens=False).ids
+        if self._original:
+            return [self._original.get(token_id, token_id) for token_id in ids]
+        return ids
+
+    def spans(self, text: str) -> list[Span]:
+        """The same ids with the characters they stand for."""
+        encoding = self._plain.encode(text, add_special_tokens=False)
+        return [
+            Span(self._original.get(token_id, token_id), start, end)
+            for token_id, (start, end) in zip(encoding.ids, encoding.offsets, strict=True)
+        ]
+
+
+def _layout(tokenizer: "Tokenizer") -> dict[str, Any]:
+    """The tokenizer's JSON with an empty model: everything but the vocabulary."""
+    from tokenizers import Tokenizer, models
+
+    shell = Tokenizer(models.BPE())
+    for part in ("normalizer", "pre_tokenizer", "decoder"):
+        value = getattr(tokenizer, part)
+        if value is not None:
+            setattr(shell, part, value)
+    try:
+        layout: dict[str, Any] = json.loads(shell.to_str())
+    except Exception as error:  # the library raises a bare Exception for parts written in Python
+        raise VocabError(
+            f"the tokenizer has parts that cannot be written as JSON ({error}): what they do to"
+            " a text cannot be known"
+        ) from error
+    return layout
+
+
+def _parts(node: Any) -> Iterator[dict[str, Any]]:
+    """Every component in a layout: normalizers, pre-tokenizers, decoders."""
+    if isinstance(node, dict):
+        if isinstance(node.get("type"), str):
+            yield node
+        for value in node.values():
+            yield from _parts(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from _parts(value)
+
+
+def _refuse_unreadable(tokenizer: "Tokenizer", layout: dict[str, Any]) -> None:
+    """VocabError, with the reason, where the bytes of a text cannot be had from its tokens."""
+    model = tokenizer.model
+    kind = type(model).__name__
+    splitters = {part["type"] for part in _parts(layout["pre_tokenizer"])}
+    decoders = {part["type"] for part in _parts(layout["decoder"])} - {"Sequence"}
+    reason = None
+    if kind == "WordPiece":
+        reason = "WordPiece drops the spaces between words (## only marks that there was none)"
+    elif kind == "WordLevel":
+        reason = "a word-level vocabulary drops the spaces between words"
+    elif getattr(model, "end_of_word_suffix", None):
+        reason = f"{model.end_of_word_suffix!r} marks where words end, but not which space followed"
+    elif getattr(model, "continuing_subword_prefix", None):
+        reason = (
+            f"the mark {model.continuing_subword_prefix!r} stands in for spaces that are dropped"
+        )
+    elif splitters & _SPACE_DROPPING and not splitters & {"Metaspace", "ByteLevel"}:
+        reason = f"its pre-tokenizer {min(splitters & _SPACE_DROPPING)} drops spaces"
+    elif decoders - _READABLE_DECODERS:
+        reason = f"its decoder {min(decoders - _READABLE_DECODERS)} changes tokens by their place"
+    if reason:
+        raise VocabError(
+            f"the bytes of a text cannot be recovered from this tokenizer's tokens: {reason};"
+            " use a model with a byte-level BPE or SentencePiece vocabulary"
+        )
+
+
+def _byte_level_reader() -> Callable[[str], bytes]:
+    """Reads tokens in GPT-2's byte alphabet, where each byte is written as one printable
+    character; a token with any other character is text."""
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = [byte for byte in range(256) if byte not in printable]
+    # Characters below 256 that are outside the alphabet must not pass as the bytes they look like.
+    table = dict.fromkeys(others, "\uffff")
+    table |= {256 + place: chr(byte) for place, byte in enumerate(others)}
+
+    def to_bytes(text: str) -> bytes:
+        try:
+            return text.translate(table).encode("latin-1")
+        except UnicodeEncodeError:
+            return text.encode()
+
+    return to_bytes
+
+
+def _piece_reader(layout: dict[str, Any], token_text: dict[int, str]) -> Callable[[str], bytes]:
+    """Reads SentencePiece pieces: a mark for the space, and <0x0A> for bytes where the tokenizer
+    has byte fallback."""
+    marks = {"\u2581": " "} if _marks_spaces(layout) else {}
+    for part in _parts(layout["decoder"]):
+        if part["type"] == "Replace" and "String" in part["pattern"]:
+            marks[part["pattern"]["String"]] = part["content"]
+    for part in _parts(layout):
+        if part["type"] == "Metaspace":
+            marks[part["replacement"]] = " "
+    texts = set(token_text.values())
+    falls_back = any(part["type"] == "ByteFallback" for part in _parts(layout["decoder"]))
+    falls_back = falls_back or all(f"<0x{byte:02X}>" in texts for byte in range(256))
+
+    def to_bytes(text: str) -> bytes:
+        if falls_back and (byte := _BYTE_PIECE.fullmatch(text)):
+            return bytes.fromhex(byte[1])
+        for mark, space in marks.items():
+            text = text.replace(mark, space)
+        return text.encode()
+
+    return to_bytes
+
+
+def _marks_spaces(layout: dict[str, Any]) -> bool:
+    """Whether a normalizer writes spaces as SentencePiece does."""
+    return any(
+        part["type"] in {"Replace", "Prepend"} and "\u2581" in json.dumps(part, ensure_ascii=False)
+        for part in _parts(layout["normalizer"])
+    )
+
+
+def _unknown_ids(tokenizer: "Tokenizer", token_bytes: dict[int, bytes]) -> set[int]:
+    """The ids of tokens that stand for any unknown text."""
+    model = tokenizer.model
+    if type(model).__name__ == "BPE":
+        unknown = model.unk_token and model.token_to_id(model.unk_token)
+        return set() if unknown is None or unknown == "" else {unknown}
+    stranger = "\U0010fffd"
+    ids = [token.id for token in model.tokenize(stranger)]
+    spelled = b"".join(token_bytes[token_id] for token_id in ids)
+    return set() if spelled == stranger.encode() else set(ids)
+
+
+def _deterministic_model(tokenizer: "Tokenizer") -> Any:
+    """The tokenizer's model; a copy without sampling where it draws its segmentations."""
+    from tokenizers import Tokenizer
+
+    model = tokenizer.model
+    if not any(getattr(model, name, None) for name in ("dropout", "alpha", "nbest_size")):
+        return model
+    whole = json.loads(tokenizer.to_str())
+    whole["model"] |= dict.fromkeys({"dropout", "alpha", "nbest_size"} & set(whole["model"]))
+    return Tokenizer.from_str(json.dumps(whole)).model
+
+
+def _prefix(layout: dict[str, Any]) -> bytes:
+    """What the tokenizer puts before a text, as bytes."""
+    for part in _parts(layout["normalizer"]):
+        if part["type"] == "Prepend":
+            return str(part["prepend"]).replace("\u2581", " ").encode()
+    for part in _parts(layout["pre_tokenizer"]):
+        if part["type"] == "Metaspace" and part["prepend_scheme"] != "never":
+            return b" "
+        if part["type"] == "ByteLevel" and part["add_prefix_space"]:
+            return b" "
+    return b""
+
+
+def _faithful(part: Any) -> Any:
+    """A normalizer's or pre-tokenizer's JSON without what adds a prefix or drops spaces."""
+    if part is None or part["type"] in {"Prepend", "Strip", "WhitespaceSplit"}:
+        return None
+    changed = dict(part)
+    for key in ("normalizers", "pretokenizers"):
+        if key in changed:
+            kept = (_faithful(inner) for inner in changed[key])
+            changed[key] = [inner for inner in kept if inner is not None]
+    if part["type"] == "Metaspace":
+        changed["prepend_scheme"] = "never"
+    if part["type"] == "ByteLevel" and "add_prefix_space" in part:
+        changed["add_prefix_space"] = False
+    return changed
