@@ -8,6 +8,7 @@ PORT := 8000
 MODEL :=
 # cpu or cuda; cuda where nvidia-smi works.
 DEVICE := $(shell nvidia-smi >/dev/null 2>&1 && echo cuda || echo cpu)
+$(if $(filter cpu cuda,$(DEVICE)),,$(error DEVICE=$(DEVICE) is neither cpu nor cuda))
 
 # The Python that .venv is made of; empty: the first of the usual names that is 3.11 or later.
 PYTHON ?=
@@ -34,11 +35,11 @@ pip_install() {
     case "$$terminal$$line" in
       yesCollecting*|yesInstalling*) printf '\r\033[K    %.70s' "$$line" ;;
     esac
-  done || { [ -z "$$terminal" ] || echo; return 1; }
-  [ -z "$$terminal" ] || printf '\r\033[K'
+  done || { printf "$${terminal:+\r\033[K}"; return 1; }
+  printf "$${terminal:+\r\033[K}"
 }
 pip_failed() {
-  echo "error: the installation failed: $$(grep -m1 '^ERROR' .venv/install.log || tail -n1 .venv/install.log)" >&2
+  echo "error: the installation failed: $$(grep -om1 'ERROR: .*' .venv/install.log || tail -n1 .venv/install.log)" >&2
   echo "The whole story is in .venv/install.log. $${1-}" >&2
   exit 1
 }
@@ -108,8 +109,7 @@ clean:  ## Remove .venv and all that was built here (models in the cache stay)
 	exit 1
 
 $(INSTALLED): .venv/.created
-	@case "$(DEVICE)" in cpu|cuda) ;; *) echo "error: DEVICE=$(DEVICE): use cpu or cuda" >&2; exit 1 ;; esac
-	$(PIP)
+	@$(PIP)
 	rm -f .venv/.installed-*
 	if [ -e .venv/.device ] && [ "$$(cat .venv/.device)" != "$(DEVICE)" ]; then
 	  echo "==> removing what was installed for the other device"
