@@ -4,6 +4,13 @@ import os
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# A deadline per example would fail on the first one, which compiles the kernels.
+settings.register_profile(
+    "bytelm", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
+)
+settings.load_profile("bytelm")
 
 
 @pytest.fixture(scope="session", autouse=True)

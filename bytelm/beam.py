@@ -1,0 +1,470 @@
+"""The byte beam: sums over tokenizations of a context, pruned to the likely ones.
+
+The algorithm is that of Vieira et al., "From Language Models over Tokens to Language Models over
+Characters" (arXiv 2412.03719). A candidate is one tokenization of the context: tokens and a partial
+token, a node of the trie. Its weight is the log-probability of both. To *extend* a candidate is to
+end its token where it stands and to start the next, which takes one evaluation.
+
+This module must not know how a token LM computes, nor HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import html
+import math
+from collections.abc import Awaitable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, Self
+
+import numpy as np
+
+from bytelm import beam_kernels as kernels
+from bytelm.byte_lm import StatefulByteLM
+from bytelm.errors import BeamError, EmptyBeam, Terminated
+from bytelm.healing import Reading, heal
+from bytelm.logprobs import EOS, SIZE, LazyByteProbs, check_symbol, checked_bytes, escape
+from bytelm.rows import Row, RowSource
+from bytelm.token_lm import AsyncTokenLM, StatefulTokenizedLM
+from bytelm.trie import ROOT
+
+Path = tuple[int, ...]
+"""The tokens of a candidate, the initial context included, the partial token not."""
+
+
+@dataclass
+class BeamParams:
+    """What a beam keeps.
+
+    Args:
+        K: how many candidates ``prune`` keeps at most; None for any number.
+        prune_threshold: candidates whose share of the beam's probability is not above this are
+            dropped, extensions not evaluated; in [0, 1).
+        verbose: print the beam after each byte.
+        eos_byte_strings: what ends a text, as token byte strings or token ids; None for the model's
+            own EOS tokens. Those that have bytes count as ordinary bytes while prefilling.
+        heal: when no candidate can go on with a byte, look for another tokenization of the end of
+            the context that can.
+        heal_max_backoff: how many bytes of a partial token healing may take back; None for all.
+        heal_max_splits: how many tokens healing may end inside these bytes; None for any number.
+        eos_tokens: an older name of ``eos_byte_strings``.
+        special_tokens: ``"special"`` keeps special tokens out of texts; ``"literal"`` reads them
+            as the bytes of their names and has no EOS unless given, for comparisons.
+
+    Raises:
+        BeamError: when a value is outside its range.
+    """
+
+    K: int | None
+    prune_threshold: float = 0.0
+    verbose: bool = False
+    eos_byte_strings: Iterable[bytes | int] | None = None
+    heal: bool = True
+    heal_max_backoff: int | None = None
+    heal_max_splits: int | None = None
+    eos_tokens: Iterable[bytes | int] | None = None
+    special_tokens: str = "special"
+    log_prune_threshold: float = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.K is not None and self.K < 1:
+            raise BeamError(f"K must be at least 1, or None for unlimited, got {self.K}")
+        if not 0.0 <= self.prune_threshold < 1.0:
+            raise BeamError(f"prune_threshold must be in [0, 1), got {self.prune_threshold}")
+        for name in ("heal_max_backoff", "heal_max_splits"):
+            value = getattr(self, name)
+            if value is not None and value < 0:
+                raise BeamError(f"{name} must not be negative, got {value}")
+        if self.special_tokens not in ("special", "literal"):
+            raise BeamError(
+                f'special_tokens is "special" or "literal", got {self.special_tokens!r}'
+            )
+        if self.eos_tokens is not None:
+            if self.eos_byte_strings is not None:
+                raise BeamError("give eos_byte_strings or its older name eos_tokens, not both")
+            self.eos_byte_strings = self.eos_tokens
+        if self.eos_byte_strings is not None:
+            self.eos_byte_strings = self.eos_tokens = frozenset(self.eos_byte_strings)
+        self.log_prune_threshold = (
+            math.log(self.prune_threshold) if self.prune_threshold > 0.0 else -math.inf
+        )
+
+
+class Candidate(NamedTuple):
+    """One tokenization of the context.
+
+    Attributes:
+        weight: log-probability of tokens and partial token.
+        tokens: token ids, the initial context included.
+        partial: the bytes of the token under way.
+        terminated: whether EOS was consumed.
+        lm_state: the tokens as a state of the token LM.
+    """
+
+    weight: float
+    tokens: Path
+    partial: bytes
+    terminated: bool
+    lm_state: StatefulTokenizedLM
+
+    def __repr__(self) -> str:
+        end = "<EOS>" if self.terminated else ""
+        return f"{self.weight:.2f}: {self.lm_state!r}|{escape(self.partial)}{end}"
+
+
+class _Candidates(NamedTuple):
+    """Candidates below the root, best first, as ``beam_kernels`` describes them."""
+
+    weight: kernels.F64
+    node: kernels.I32
+    start: kernels.I64
+    mass: kernels.F64
+    pieces: kernels.F32
+
+    def chosen(self, which: slice | kernels.I64) -> _Candidates:
+        weight, node, start, mass, pieces = self
+        return _Candidates(weight[which], node[which], start[which], mass[which], pieces)
+
+
+_NONE = _Candidates(
+    np.empty(0), np.empty(0, np.int32), np.empty(0, np.int64), np.empty(0), np.empty(0, np.float32)
+)
+
+
+class _Opened(NamedTuple):
+    """A candidate at the root of the trie, with the evaluation of its tokens."""
+
+    path: Path
+    weight: float
+    row: Row
+
+
+class ByteBeamState(StatefulByteLM):
+    """A byte LM's state as a beam of tokenizations; see ``initial``.
+
+    Attributes:
+        params: the beam's parameters.
+        terminated: whether EOS was consumed.
+    """
+
+    def __init__(
+        self,
+        source: RowSource,
+        params: BeamParams,
+        paths: Sequence[Path],
+        candidates: _Candidates = _NONE,
+        roots: Sequence[tuple[Path, float]] = (),
+        terminated: bool = False,
+        prefilling: bool = False,
+        rows: dict[tuple[int, int], Row] | None = None,
+    ) -> None:
+        """For this package; users begin with ``initial``.
+
+        Args:
+            source: evaluates contexts.
+            params: the beam's parameters.
+            paths: the tokens of each of ``candidates``.
+            candidates: those below the root of the trie, best first.
+            roots: tokens and weight of candidates at the root, or at EOS if ``terminated``.
+            terminated: whether EOS was consumed.
+            prefilling: whether EOS tokens that have bytes count as these.
+            rows: evaluations made so far, by (candidate, token that ends it).
+        """
+        self.source = source
+        self.params = params
+        self.terminated = terminated
+        self._paths = paths
+        self._candidates = candidates
+        self._roots = roots
+        self._prefilling = prefilling
+        self._rows: dict[tuple[int, int], Row] = {} if rows is None else rows
+        self._log_z: float | None = None
+
+    @classmethod
+    async def initial(
+        cls,
+        llm: AsyncTokenLM,
+        params: BeamParams,
+        initial_context: Sequence[int] | None = None,
+    ) -> Self:
+        """The state before any byte.
+
+        Args:
+            llm: the token LM.
+            params: the beam's parameters.
+            initial_context: token ids; by default the model's BOS.
+
+        Raises:
+            VocabError: when no context is given and the model has neither BOS nor EOS.
+            BeamError: when an EOS token is not in the vocabulary.
+        """
+        source = RowSource(llm, params.eos_byte_strings, params.special_tokens == "literal")
+        context = llm.vocab.initial_context if initial_context is None else initial_context
+        return cls(source, params, (), roots=[(tuple(context), 0.0)])
+
+    # What the beam holds.
+
+    def __len__(self) -> int:
+        return len(self._paths) + len(self._roots)
+
+    def __iter__(self) -> Iterator[Candidate]:
+        trie, lm = self.source.trie, self.source.lm
+        for path, weight, node in zip(
+            self._paths, self._candidates.weight, self._candidates.node, strict=True
+        ):
+            yield Candidate(
+                float(weight), path, trie.prefix(node), False, StatefulTokenizedLM(lm, path)
+            )
+        for path, weight in self._roots:
+            yield Candidate(weight, path, b"", self.terminated, StatefulTokenizedLM(lm, path))
+
+    @property
+    def logZ(self) -> float:
+        """Log-probability of the bytes consumed so far, as far as the beam covers it.
+
+        After a fast prefill it leaves out the probability of the trunk.
+        """
+        if self._log_z is None:
+            weights = np.append(self._candidates.weight, [weight for _, weight in self._roots])
+            self._log_z = float(kernels.log_sum_exp(weights))
+        return self._log_z
+
+    @property
+    def context(self) -> bytes:
+        """The bytes consumed so far, as the best candidate spells them."""
+        for candidate in self:
+            return self.source.vocab.decode(candidate.tokens) + candidate.partial
+        return b""
+
+    # What comes next.
+
+    async def logp_next(self) -> LazyByteProbs:
+        """The distribution over the next byte or EOS; evaluates extensions that weigh enough."""
+        self._check_open()
+        trie = self.source.trie
+        top = self.logZ
+        total = np.zeros(SIZE)
+        if self._paths:
+            kernels.mix_children(
+                *self._candidates, trie.lo, trie.hi, trie.first, trie.byte, top, total
+            )
+        for _, weight, row in await self._open(self.logZ, need_one=not total.any()):
+            total += math.exp(weight - top) * row.root
+        if not total.any():
+            raise EmptyBeam(
+                f"no candidate after {_ending(self.context)} can go on: all that are left stand at "
+                "the longest context that the model takes, or have no probability; "
+                "raise K or lower prune_threshold, or use a shorter context"
+            )
+        return LazyByteProbs(kernels.log_normalised(total))
+
+    async def __lshift__(self, b: int) -> Self:
+        b = check_symbol(b)
+        self._check_open()
+        trie = self.source.trie
+        parent, *moved = kernels.advance(
+            *self._candidates, trie.lo, trie.hi, trie.first, trie.byte, b
+        )
+        candidates = _Candidates(*moved)
+        log_z = float(kernels.log_sum_exp(candidates.weight))
+        opened = await self._open(log_z, need_one=not len(parent))
+        survivors = [o for o in opened if o.row.root[b] > 0.0]
+        if b == EOS:
+            ended = [(o.path, o.weight + math.log(o.row.root[EOS])) for o in survivors]
+            state = self._with((), _NONE, sorted(ended, key=lambda e: -e[1]), terminated=True)
+        else:
+            paths = [self._paths[i] for i in parent]
+            state = self._joined(paths, candidates, survivors, b)
+        if not len(state):
+            healed = await heal(self, b) if self.params.heal else None
+            if healed is None:
+                raise EmptyBeam(self._why_empty(b))
+            state = healed
+        if self.params.verbose:
+            print(f"\n{state!r}")
+        return state
+
+    def prune(self) -> Self:
+        """At most K candidates, those whose share is above the threshold, and always the best."""
+        weight = self._candidates.weight
+        if len(weight) <= 1:
+            return self
+        threshold = self.logZ + self.params.log_prune_threshold
+        kept = max(1, int(np.count_nonzero(weight > threshold)))
+        if self.params.K is not None:
+            kept = min(kept, self.params.K)
+        if kept == len(weight):
+            return self
+        return self._with(self._paths[:kept], self._candidates.chosen(slice(kept)), rows=self._rows)
+
+    async def prefill(self, bs: bytes | Iterable[int], mode: str = "exact") -> Self:
+        """The state after bytes that are known in advance; see ``StatefulByteLM.prefill``.
+
+        Args:
+            bs: bytes to consume.
+            mode: ``"exact"`` walks byte by byte.
+        """
+        if mode != "exact":
+            raise BeamError(f'mode is "exact", got {mode!r}')
+        state = self._in_mode(prefilling=True)
+        for b in checked_bytes(bs):
+            state = await (state.prune() << b)
+        return state._in_mode(prefilling=False)
+
+    # How it gets there.
+
+    async def _open(self, log_z: float, need_one: bool) -> list[_Opened]:
+        """The candidates at the root, and the extensions that weigh enough, evaluated.
+
+        Args:
+            log_z: what the extensions' weights are added to before they are compared with it.
+            need_one: take the heaviest extension if none weighs enough.
+        """
+        wanted = [((-1, i), path, weight) for i, (path, weight) in enumerate(self._roots)]
+        wanted += self._extensions(log_z, self.params.log_prune_threshold)
+        if need_one and not wanted:
+            wanted = sorted(self._extensions(log_z, -math.inf), key=lambda e: -e[2])[:1]
+        missing = [(key, path) for key, path, _ in wanted if key not in self._rows]
+        rows = await gather([self.evaluate(path) for _, path in missing])
+        for (key, _), row in zip(missing, rows, strict=True):
+            self._rows[key] = row
+        return [_Opened(path, weight, self._rows[key]) for key, path, weight in wanted]
+
+    def _extensions(
+        self, log_z: float, log_threshold: float
+    ) -> list[tuple[tuple[int, int], Path, float]]:
+        """Extensions above the threshold: (candidate, token), tokens and weight of each."""
+        if not self._paths:
+            return []
+        trie = self.source.trie
+        found = kernels.extensions(
+            *self._candidates, trie.lo, trie.end, trie.order, log_z, log_threshold
+        )
+        return [
+            ((i, token), (*self._paths[i], token), weight)
+            for i, token, weight in zip(*(column.tolist() for column in found), strict=True)
+            if self.source.fits(len(self._paths[i]) + 1)
+        ]
+
+    def _joined(
+        self, paths: list[Path], moved: _Candidates, opened: Sequence[_Opened], b: int
+    ) -> Self:
+        """The beam of candidates that moved by ``b`` already, and of opened ones that do so now."""
+        if opened:
+            trie = self.source.trie
+            node = trie.child(ROOT, b)
+            pieces, masses = zip(
+                *(o.row.piece(trie.lo[node], trie.hi[node], o.row.root[b]) for o in opened),
+                strict=True,
+            )
+            weights = [o.weight + math.log(o.row.root[b]) for o in opened]
+            size = int(trie.hi[node] - trie.lo[node])
+            starts = len(moved.pieces) + size * np.arange(len(opened), dtype=np.int64)
+            moved = _Candidates(
+                np.append(moved.weight, weights),
+                np.append(moved.node, np.full(len(opened), node, np.int32)),
+                np.append(moved.start, starts),
+                np.append(moved.mass, masses),
+                np.concatenate([moved.pieces, *pieces]),
+            )
+            paths = paths + [o.path for o in opened]
+        if len(paths) > 1:
+            ranks = np.argsort(-moved.weight, kind="stable")
+            moved = moved.chosen(ranks)
+            paths = [paths[i] for i in ranks]
+        return self._with(paths, moved)
+
+    async def evaluate(self, path: Path) -> Row:
+        """One evaluation, read as this state reads EOS tokens."""
+        return await self.source.evaluate(path, self._prefilling)
+
+    def from_reading(self, reading: Reading) -> Self:
+        """The beam whose only candidate is ``reading``."""
+        if reading.ended:
+            return self._with((), _NONE, [(reading.path, reading.weight)], terminated=True)
+        if reading.node == ROOT:
+            return self._with((), _NONE, [(reading.path, reading.weight)])
+        lo, hi = self.source.trie.lo[reading.node], self.source.trie.hi[reading.node]
+        piece, mass = reading.row.piece(lo, hi)
+        candidates = _Candidates(
+            np.array([reading.weight]),
+            np.array([reading.node], np.int32),
+            np.zeros(1, np.int64),
+            np.array([mass]),
+            piece,
+        )
+        return self._with([reading.path], candidates)
+
+    def _with(
+        self,
+        paths: Sequence[Path],
+        candidates: _Candidates,
+        roots: Sequence[tuple[Path, float]] = (),
+        terminated: bool = False,
+        rows: dict[tuple[int, int], Row] | None = None,
+    ) -> Self:
+        return type(self)(
+            self.source, self.params, paths, candidates, roots, terminated, self._prefilling, rows
+        )
+
+    def _in_mode(self, prefilling: bool) -> Self:
+        """The same candidates; EOS tokens that have bytes are read anew where it matters."""
+        rows = None if self.source.has_spelled_eos else self._rows
+        return type(self)(
+            self.source,
+            self.params,
+            self._paths,
+            self._candidates,
+            self._roots,
+            self.terminated,
+            prefilling,
+            rows,
+        )
+
+    def _check_open(self) -> None:
+        if self.terminated:
+            raise Terminated(f"the text ended (EOS) after {_ending(self.context)}")
+
+    def _why_empty(self, b: int) -> str:
+        what = "EOS" if b == EOS else repr(bytes([b]))
+        advice = "raise K, lower prune_threshold" + ("" if self.params.heal else ", or allow heal")
+        return f"no tokenization of {_ending(self.context)} goes on with {what}: {advice}"
+
+    def __repr__(self) -> str:
+        lines = [f"Z: {self.logZ}", "Candidates:"]
+        lines += [f"({math.exp(c.weight - self.logZ):.4f}) {c!r}" for c in self]
+        return "\n".join(lines) + "\n"
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><td>{math.exp(c.weight - self.logZ):.4f}</td><td>{c.weight:.2f}</td>"
+            f"<td><code>{html.escape(repr(c.lm_state))}</code></td>"
+            f"<td><code>{html.escape(escape(c.partial))}{'&lt;EOS&gt;' if c.terminated else ''}"
+            "</code></td></tr>"
+            for c in self
+        )
+        return (
+            f"<p>Z: {self.logZ:.4f}</p><table><tr><th>share</th><th>weight</th><th>tokens</th>"
+            f"<th>partial</th></tr>{rows}</table>"
+        )
+
+
+async def gather(calls: Sequence[Awaitable[Row]]) -> list[Row]:
+    """The results of all calls, run concurrently; if one fails or is cancelled, all end."""
+    if len(calls) == 1:
+        return [await calls[0]]
+    if not calls:
+        return []
+    tasks = [asyncio.ensure_future(call) for call in calls]
+    try:
+        return await asyncio.gather(*tasks)
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise
+
+
+def _ending(context: bytes) -> str:
+    """The last bytes of a context, for messages."""
+    return repr(context) if len(context) <= 24 else f"…{context[-24:]!r}"

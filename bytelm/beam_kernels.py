@@ -1,0 +1,186 @@
+"""The beam's inner loops, compiled.
+
+The candidates of a beam are arrays of one length n, best first:
+
+    weight  float64  log-probability of the candidate's tokens and partial token
+    node    int32    where the partial token stands in the trie, always below the root
+    start   int64    where the candidate's piece of its row begins in ``pieces``
+    mass    float64  the sum of that piece
+    pieces  float32  the pieces of all candidates: probabilities of the tokens below each node,
+                     in the trie's order, each piece in a scale of its own
+
+This module knows arrays alone.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from bytelm.trie import find_child, sum_range
+
+F64 = NDArray[np.float64]
+F32 = NDArray[np.float32]
+I64 = NDArray[np.int64]
+I32 = NDArray[np.int32]
+U8 = NDArray[np.uint8]
+
+
+@njit(cache=True, nogil=True)
+def log_sum_exp(weight: F64) -> float:
+    """log(sum(exp(weight))); -inf when empty."""
+    top = -math.inf
+    for w in weight:
+        top = max(top, w)
+    if top == -math.inf:
+        return top
+    total = 0.0
+    for w in weight:
+        total += math.exp(w - top)
+    return top + math.log(total)
+
+
+@njit(cache=True, nogil=True)
+def mix_children(
+    weight: F64,
+    node: I32,
+    start: I64,
+    mass: F64,
+    pieces: F32,
+    lo: I32,
+    hi: I32,
+    first: I32,
+    byte: U8,
+    top: float,
+    total: F64,
+) -> None:
+    """Adds each candidate's next bytes to ``total`` (float64 ``[258]``), in units of exp(top)."""
+    for i in range(weight.size):
+        x = node[i]
+        scale = math.exp(weight[i] - top) / mass[i]
+        at = start[i] - lo[x]
+        for c in range(first[x], first[x + 1]):
+            total[byte[c]] += scale * sum_range(pieces, at + lo[c], at + hi[c])
+
+
+@njit(cache=True, nogil=True)
+def log_normalised(total: F64) -> F64:
+    """log(total / sum(total)), elementwise."""
+    z = 0.0
+    for x in total:
+        z += x
+    out = np.empty_like(total)
+    for i in range(total.size):
+        out[i] = math.log(total[i] / z) if total[i] > 0.0 else -math.inf
+    return out
+
+
+@njit(cache=True, nogil=True)
+def extensions(
+    weight: F64,
+    node: I32,
+    start: I64,
+    mass: F64,
+    pieces: F32,
+    lo: I32,
+    end: I32,
+    order: I64,
+    log_z: float,
+    log_threshold: float,
+) -> tuple[I64, I64, F64]:
+    """The tokens that may end at the candidates' nodes and weigh enough to be evaluated.
+
+    The weights of all extensions join Z (from ``log_z``) before any is compared with it.
+
+    Returns:
+        Candidate index, token id and weight of each.
+    """
+    most = 0
+    for i in range(weight.size):
+        most += end[node[i]] - lo[node[i]]
+    parent = np.empty(most, np.int64)
+    token = np.empty(most, np.int64)
+    extended = np.empty(most, np.float64)
+    n = 0
+    for i in range(weight.size):
+        x = node[i]
+        for j in range(end[x] - lo[x]):
+            p = pieces[start[i] + j]
+            if p > 0.0:
+                parent[n] = i
+                token[n] = order[lo[x] + j]
+                extended[n] = weight[i] + math.log(p / mass[i])
+                log_z = np.logaddexp(log_z, extended[n])
+                n += 1
+    kept = 0
+    for j in range(n):
+        if extended[j] - log_z > log_threshold:
+            parent[kept] = parent[j]
+            token[kept] = token[j]
+            extended[kept] = extended[j]
+            kept += 1
+    return parent[:kept], token[:kept], extended[:kept]
+
+
+@njit(cache=True, nogil=True)
+def advance(
+    weight: F64,
+    node: I32,
+    start: I64,
+    mass: F64,
+    pieces: F32,
+    lo: I32,
+    hi: I32,
+    first: I32,
+    byte: U8,
+    b: int,
+) -> tuple[I64, F64, I32, I64, F64, F32]:
+    """Moves every candidate by byte ``b``; those that cannot are dropped.
+
+    Returns:
+        The index that each survivor had, and its new weight, node, start, mass and pieces.
+    """
+    n = weight.size
+    parent = np.empty(n, np.int64)
+    new_node = np.empty(n, np.int32)
+    new_start = np.empty(n, np.int64)
+    kept = 0
+    size = 0
+    for i in range(n):
+        c = find_child(first, byte, node[i], b)
+        if c >= 0:
+            parent[kept] = i
+            new_node[kept] = c
+            new_start[kept] = size
+            size += hi[c] - lo[c]
+            kept += 1
+    new_weight = np.empty(kept, np.float64)
+    new_mass = np.empty(kept, np.float64)
+    new_pieces = np.empty(size, np.float32)
+    alive = 0
+    for k in range(kept):
+        i = parent[k]
+        c = new_node[k]
+        at = start[i] - lo[node[i]]
+        m = sum_range(pieces, at + lo[c], at + hi[c])
+        if m > 0.0:
+            new_pieces[new_start[k] : new_start[k] + hi[c] - lo[c]] = pieces[
+                at + lo[c] : at + hi[c]
+            ]
+            parent[alive] = i
+            new_node[alive] = c
+            new_start[alive] = new_start[k]
+            new_mass[alive] = m
+            new_weight[alive] = weight[i] + math.log(m / mass[i])
+            alive += 1
+    return (
+        parent[:alive],
+        new_weight[:alive],
+        new_node[:alive],
+        new_start[:alive],
+        new_mass[:alive],
+        new_pieces,
+    )

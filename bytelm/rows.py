@@ -1,0 +1,178 @@
+"""Rows: what one evaluation says about the next token, in the order of the trie.
+
+Here the special tokens leave: ids without bytes that are not EOS get probability zero and the rest
+is renormalised, once. This module knows token LMs and tries; it must not know beams.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bytelm.errors import BeamError, VocabError
+from bytelm.logprobs import EOS, SIZE
+from bytelm.token_lm import AsyncTokenLM
+from bytelm.trie import TokenTrie, segment_sums
+from bytelm.vocab import ByteVocab
+
+TINY = 1e-30
+"""Below this mass float32 nears its smallest normal number, so sums go through logarithms."""
+
+
+class Row:
+    """The distribution over the next token, as byte LMs need it.
+
+    Attributes:
+        logprobs: float32 ``[vocab.size]``, as the model gave it.
+        order: the trie's order, int64 ``[n]``.
+        hidden: positions in this order that count as EOS instead of as their bytes.
+        probs: float32 ``[n]``, probabilities in the trie's order, not renormalised.
+        root: float64 ``[258]``, probability of each first byte (and EOS at 257), renormalised.
+        mass: float64, what ``probs`` and EOS sum to; the rest was special tokens.
+    """
+
+    __slots__ = ("hidden", "logprobs", "mass", "order", "probs", "root")
+
+    def __init__(
+        self,
+        logprobs: NDArray[np.float32],
+        trie: TokenTrie,
+        eos_ids: NDArray[np.int64],
+        hidden: NDArray[np.int64],
+    ) -> None:
+        """Reads a model's answer.
+
+        Args:
+            logprobs: float32 ``[vocab.size]``.
+            trie: the trie of the vocabulary.
+            eos_ids: ids that end the text.
+            hidden: positions in the trie's order that count as EOS instead of as their bytes.
+        """
+        self.logprobs = logprobs
+        self.order = trie.order
+        self.hidden = hidden
+        self.probs = np.take(logprobs, trie.order, mode="clip")
+        np.exp(self.probs, out=self.probs)
+        if hidden.size:
+            self.probs[hidden] = 0.0
+        masses = segment_sums(self.probs, trie.root_bounds)
+        for i in np.flatnonzero(masses < TINY):
+            masses[i] = self._exact(trie.root_bounds[i], trie.root_bounds[i + 1]).sum()
+        eos = float(np.exp(logprobs[eos_ids], dtype=np.float64).sum()) if eos_ids.size else 0.0
+        self.mass = float(masses.sum()) + eos
+        self.root = np.zeros(SIZE)
+        self.root[trie.root_bytes] = masses
+        self.root[EOS] = eos
+        self.root /= self.mass
+
+    def _exact(self, lo: int, hi: int) -> NDArray[np.float64]:
+        """Probabilities of a range in float64, which reach far below float32's."""
+        exact = np.exp(self.logprobs[self.order[lo:hi]], dtype=np.float64)
+        exact[self.hidden[(self.hidden >= lo) & (self.hidden < hi)] - lo] = 0.0
+        return exact
+
+    def piece(
+        self, lo: int, hi: int, share: float | None = None
+    ) -> tuple[NDArray[np.float32], float]:
+        """A copy of a range that has some probability, and its sum, in a scale of their own.
+
+        Args:
+            lo: where the range begins in the trie's order.
+            hi: where it ends.
+            share: the range's renormalised probability, where it is known already.
+        """
+        if share is None:
+            mass = float(self.probs[lo:hi].sum(dtype=np.float64))
+        else:
+            mass = float(share) * self.mass
+        if mass >= TINY:
+            return self.probs[lo:hi].copy(), mass
+        exact = self._exact(lo, hi)
+        piece = (exact / exact.max()).astype(np.float32)
+        return piece, float(piece.sum(dtype=np.float64))
+
+    def log_mass(self, lo: int, hi: int) -> float:
+        """Log-probability that the next token is within a range of the order."""
+        total = float(self.probs[lo:hi].sum(dtype=np.float64))
+        if total < TINY:
+            total = float(self._exact(lo, hi).sum())
+        return math.log(total / self.mass) if total > 0.0 else -math.inf
+
+
+class RowSource:
+    """Evaluates contexts of one token LM, with one reading of its special and EOS tokens.
+
+    Args:
+        lm: the token LM.
+        eos_tokens: what ends a text, as byte strings or ids; None for the vocabulary's own EOS ids.
+        literal: read every id, special ones too, as the bytes of its text.
+
+    Raises:
+        BeamError: when an EOS token is not in the vocabulary.
+    """
+
+    def __init__(
+        self,
+        lm: AsyncTokenLM,
+        eos_tokens: Iterable[bytes | int] | None = None,
+        literal: bool = False,
+    ) -> None:
+        self.lm = lm
+        self.vocab: ByteVocab = lm.vocab.literal() if literal else lm.vocab
+        self.trie = TokenTrie.of(self.vocab)
+        ids = self.vocab.eos_token_ids if eos_tokens is None else self._find(eos_tokens)
+        in_trie = [i for i in ids if self.vocab.token_bytes[i]]
+        self._eos_ids = np.array(sorted(ids), np.int64)
+        self._plain_eos_ids = np.array(sorted(set(ids) - set(in_trie)), np.int64)
+        self._hidden = np.flatnonzero(np.isin(self.trie.order, in_trie))
+        self._nothing = np.array([], np.int64)
+
+    def _find(self, eos_tokens: Iterable[bytes | int]) -> set[int]:
+        found: set[int] = set()
+        for token in eos_tokens:
+            if isinstance(token, bytes):
+                node = self.trie.descend(token) if token else -1
+                ids = self.trie.tokens_at(node).tolist() if node >= 0 else []
+                if not ids:
+                    raise BeamError(f"the EOS token {token!r} is not in the vocabulary")
+                found.update(ids)
+            elif 0 <= token < self.vocab.size:
+                found.add(int(token))
+            else:
+                raise BeamError(f"the EOS token {token} is not in 0..{self.vocab.size - 1}")
+        return found
+
+    @property
+    def has_spelled_eos(self) -> bool:
+        """Whether some EOS token has bytes, so that prefilling reads rows differently."""
+        return bool(self._hidden.size)
+
+    def fits(self, length: int) -> bool:
+        """Whether a context of ``length`` tokens can be evaluated."""
+        return self.lm.max_context_tokens is None or length <= self.lm.max_context_tokens
+
+    async def evaluate(self, context: Sequence[int], prefilling: bool = False) -> Row:
+        """One evaluation.
+
+        Args:
+            context: token ids.
+            prefilling: read EOS tokens that have bytes as these bytes.
+        """
+        return self.read(await self.lm.next_token_logprobs(context), prefilling)
+
+    def read(self, logprobs: NDArray[np.float32], prefilling: bool = False) -> Row:
+        """A model's answer as a Row.
+
+        Raises:
+            VocabError: when it gives no probability to any token with bytes, nor to EOS.
+        """
+        if prefilling:
+            row = Row(logprobs, self.trie, self._plain_eos_ids, self._nothing)
+        else:
+            row = Row(logprobs, self.trie, self._eos_ids, self._hidden)
+        if not row.mass > 0.0:
+            raise VocabError("the model gives all probability to tokens that have no bytes")
+        return row

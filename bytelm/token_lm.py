@@ -1,0 +1,122 @@
+"""Token LMs: the protocol that the byte layer asks for, and an immutable state over it.
+
+This module must not know bytes beyond a vocabulary's spelling, and no particular engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bytelm.errors import InputError
+from bytelm.logprobs import escape
+
+if TYPE_CHECKING:
+    from bytelm.vocab import ByteVocab
+
+
+@runtime_checkable
+class AsyncTokenLM(Protocol):
+    """A token-level language model that answers asynchronously.
+
+    Attributes:
+        vocab: the bytes of its tokens.
+        max_context_tokens: how many tokens a context can have at most, BOS included; None for any
+            number.
+    """
+
+    vocab: ByteVocab
+    max_context_tokens: int | None
+
+    async def next_token_logprobs(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
+        """The distribution over the token after ``token_ids``.
+
+        Returns:
+            float32 ``[vocab.size]``, natural logarithms, normalised over all ids.
+
+        Raises:
+            ContextTooLong: when ``token_ids`` has more than ``max_context_tokens`` ids.
+            EngineDead: when the model can no longer answer.
+        """
+        ...
+
+
+class StatefulTokenizedLM:
+    """A context of token ids and the distribution after it; an immutable value.
+
+    Args:
+        model: the token LM.
+        context: token ids consumed so far.
+        n_calls: how many evaluations led here.
+        max_context_length: keep at most this many tokens (at least 1): ``<<`` keeps the last
+            ``max_context_length - 1`` and adds one. None keeps all.
+    """
+
+    def __init__(
+        self,
+        model: AsyncTokenLM,
+        context: Sequence[int],
+        n_calls: int = 0,
+        max_context_length: int | None = None,
+    ) -> None:
+        if max_context_length is not None and max_context_length < 1:
+            raise InputError(f"max_context_length must be at least 1, got {max_context_length}")
+        self.model = model
+        self.context = list(context)
+        self.max_context_length = max_context_length
+        self._n_calls = n_calls
+
+    @classmethod
+    def initial(
+        cls,
+        model: AsyncTokenLM,
+        initial_context: Sequence[int] | None = None,
+        max_context_length: int | None = None,
+    ) -> StatefulTokenizedLM:
+        """The state before any text: ``initial_context``, by default the model's BOS.
+
+        Raises:
+            VocabError: when no context is given and the model has neither BOS nor EOS.
+        """
+        if initial_context is None:
+            initial_context = model.vocab.initial_context
+        return cls(model, initial_context, max_context_length=max_context_length)
+
+    @property
+    def n_calls(self) -> int:
+        """Evaluations made by this state and those that it came from."""
+        return self._n_calls
+
+    def __lshift__(self, token: int) -> StatefulTokenizedLM:
+        """The state after one more token.
+
+        Raises:
+            InputError: when ``token`` is not an id of the vocabulary.
+        """
+        if not isinstance(token, (int, np.integer)) or isinstance(token, bool):
+            raise InputError(f"a token is an integer id, got {token!r}")
+        if not 0 <= token < self.model.vocab.size:
+            raise InputError(f"token {token} is not in 0..{self.model.vocab.size - 1}")
+        kept = self.context
+        if self.max_context_length is not None and len(kept) >= self.max_context_length:
+            kept = kept[len(kept) - (self.max_context_length - 1) :]
+        return type(self)(
+            self.model,
+            [*kept, int(token)],
+            n_calls=self._n_calls,
+            max_context_length=self.max_context_length,
+        )
+
+    async def logp_next(self) -> NDArray[np.float32]:
+        """Log-probabilities of the next token, float32 ``[vocab.size]``; one evaluation."""
+        self._n_calls += 1
+        return await self.model.next_token_logprobs(self.context)
+
+    def __repr__(self) -> str:
+        vocab = self.model.vocab
+        return "|".join(
+            escape(vocab.token_bytes[i]) or vocab.token_text[i] or f"<{i}>" for i in self.context
+        )
