@@ -1,0 +1,451 @@
+"""The engine: a token LM that runs in vLLM's processes.
+
+:class:`VllmEngine` owns one ``AsyncLLM``. An evaluation is a request for one token whose full
+log-probabilities a worker writes into shared memory (``capture.py``, ``slots.py``); native
+generation is an ordinary request. This module must not know bytes or beams.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import operator
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bytelm.errors import ContextTooLong, EngineDead, EngineError, EngineStartError, InputError
+from bytelm.settings import EngineSettings
+from bytelm.vllm.slots import SlotPool
+from bytelm.vllm.start import Started, engine_cores, shut_down, start
+
+if TYPE_CHECKING:
+    from vllm.outputs import RequestOutput
+
+Key = tuple[tuple[int, ...], str | None]
+
+DEATH_POLL_SECONDS = 0.2
+DIED = "a process of the engine ended unexpectedly; start the server again"
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Tokens that native generation yielded together.
+
+    ``finish_reason`` is None except in the last chunk: "stop" after a stop token, which is the
+    last id then, or "length" after ``max_tokens`` or at the model's limit.
+    """
+
+    token_ids: tuple[int, ...]
+    finish_reason: str | None
+
+
+@dataclass(frozen=True)
+class EngineStats:
+    """What the engine did so far, and how it stands.
+
+    Attributes:
+        evaluations: evaluations that were sent to the model.
+        shared: calls that were answered by an evaluation already in flight.
+        tokens_computed: tokens that went through the model, generated ones included.
+        tokens_cached: prompt tokens that the prefix cache supplied instead.
+        in_flight: evaluations that have not ended.
+        slots: how many rows can be on their way at a time.
+        slots_free: how many of them are not.
+    """
+
+    evaluations: int
+    shared: int
+    tokens_computed: int
+    tokens_cached: int
+    in_flight: int
+    slots: int
+    slots_free: int
+
+
+@dataclass(eq=False)
+class _Evaluation:
+    """One request and all the calls that wait for its row."""
+
+    key: Key
+    row: asyncio.Future[NDArray[np.float32]]
+    waiters: int = 0
+    request_id: str | None = None  # None until it has a slot and is sent
+    abort: asyncio.Task[None] | None = None
+    task: asyncio.Task[None] | None = field(default=None, repr=False)
+
+
+class VllmEngine:
+    """A token LM (:class:`bytelm.token_lm.AsyncTokenLM`) on vLLM. Made by :meth:`start`.
+
+    It belongs to the event loop in which it was started.
+
+    Attributes:
+        vocab: the bytes of the model's tokens, as wide as its logits.
+        max_context_tokens: the longest context that can be evaluated.
+        max_model_len: the same plus one: what vLLM calls the model's length.
+        model_name: what :meth:`start` was given.
+        fingerprint: names weights, configuration, vocabulary and number format.
+        device: "cpu" or "cuda".
+    """
+
+    def __init__(self, started: Started, model: str) -> None:
+        llm = started.llm
+        self.vocab = started.vocab
+        self.model_name = model
+        self.fingerprint = started.fingerprint
+        self.device: str = llm.vllm_config.device_config.device_type
+        self.max_model_len: int = llm.model_config.max_model_len
+        self.max_context_tokens: int | None = self.max_model_len - 1
+        self._llm = llm
+        self._processes = started.processes
+        self._slots = started.slots
+        self._pool = SlotPool(started.slots.address.count)
+        self._doubtful: list[int] = []
+        self._settling: asyncio.Task[None] | None = None
+        self._in_flight: dict[Key, _Evaluation] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._nonces = itertools.count(1)
+        self._evaluations = self._shared = self._tokens_computed = self._tokens_cached = 0
+        self._dead: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._closing: asyncio.Task[None] | None = None
+        self._spawn(self._watch())
+
+    # Life
+
+    @classmethod
+    async def start(cls, model: str | Path, settings: EngineSettings | None = None) -> VllmEngine:
+        """Load a model and start its processes, while the event loop goes on.
+
+        Args:
+            model: a model's folder (:func:`bytelm.models.resolve` finds it) or a name that vLLM
+                knows.
+            settings: from the environment, if None.
+
+        Raises:
+            EngineStartError: with the reason in one line.
+        """
+        settings = settings or EngineSettings()
+        starting = asyncio.ensure_future(asyncio.to_thread(start, str(model), settings))
+        try:
+            started = await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            # vLLM's constructor cannot be interrupted, but it gives up when its process is gone.
+            while not starting.done():
+                for core in engine_cores():
+                    core.kill()
+                await asyncio.wait({starting}, timeout=0.1)
+            if not starting.cancelled() and starting.exception() is None:
+                await cls(starting.result(), str(model)).close()
+            raise
+        engine = cls(started, str(model))
+        try:
+            # The first request shows that rows arrive, before anybody counts on it.
+            row = await engine.next_token_logprobs(engine.vocab.initial_context)
+            total = float(np.exp(row.astype(np.float64)).sum())
+            if not abs(total - 1) < 1e-3:
+                raise EngineStartError(f"the model's probabilities sum to {total:.4g} instead of 1")
+        except BaseException as error:
+            await engine.close()
+            if isinstance(error, EngineError) and not isinstance(error, EngineStartError):
+                raise EngineStartError(f"the engine failed at its first call: {error}") from error
+            raise
+        # All workers are attached: from here on nothing is left behind, however this ends.
+        started.slots.unlink()
+        return engine
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether calls can be answered."""
+        return not self._dead.done() and not self._llm.errored
+
+    @property
+    def stats(self) -> EngineStats:
+        """Counters since the start."""
+        return EngineStats(
+            evaluations=self._evaluations,
+            shared=self._shared,
+            tokens_computed=self._tokens_computed,
+            tokens_cached=self._tokens_cached,
+            in_flight=len(self._in_flight),
+            slots=self._slots.address.count,
+            slots_free=len(self._pool),
+        )
+
+    async def close(self) -> None:
+        """Abort everything, end all processes of the engine, and free the shared memory.
+
+        Calls that wait raise EngineDead. May be called any number of times.
+        """
+        if self._closing is None:
+            self._die("the engine was closed")
+            self._closing = asyncio.create_task(self._close())
+        await asyncio.shield(self._closing)
+
+    async def _close(self) -> None:
+        await asyncio.to_thread(shut_down, self._llm, self._processes)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._slots.close()
+        # Its destructor must not be left to the interpreter's end, when its modules are gone.
+        del self._llm
+
+    async def _watch(self) -> None:
+        while not self._llm.errored:  # noqa: ASYNC110 (vLLM has no event for it)
+            await asyncio.sleep(DEATH_POLL_SECONDS)
+        self._die(DIED)
+
+    def _die(self, reason: str) -> None:
+        """Answer every waiting and every later call with EngineDead."""
+        if self._dead.done():
+            return
+        self._dead.set_result(reason)
+        for evaluation in self._in_flight.values():
+            if not evaluation.row.done():
+                evaluation.row.set_exception(EngineDead(reason))
+        self._in_flight.clear()
+        # vLLM does so itself when a process dies, but not when it is shut down.
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        self._llm.output_processor.propagate_error(EngineDeadError())
+
+    def _check_alive(self) -> None:
+        if self._dead.done():
+            raise EngineDead(self._dead.result())
+
+    def _spawn(self, coroutine: Any) -> asyncio.Task[Any]:
+        task = asyncio.create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    # Evaluations
+
+    async def next_token_logprobs(
+        self, token_ids: Sequence[int], *, cache_salt: str | None = None
+    ) -> NDArray[np.float32]:
+        """The distribution over the token after ``token_ids``, from the model's raw logits.
+
+        Equal contexts in flight share one evaluation, which ends early only when nobody waits for
+        it any more.
+
+        Args:
+            token_ids: the context, BOS included.
+            cache_salt: contexts share cached work only with those of the same salt.
+
+        Returns:
+            float32 [vocab.size], natural logarithms, normalised; read-only, may be shared.
+
+        Raises:
+            ContextTooLong: more than ``max_context_tokens`` ids.
+            InputError: no ids, or ids that the model does not have.
+            EngineDead: the engine cannot answer any more.
+        """
+        self._check_alive()
+        key = (self._checked(token_ids), cache_salt)
+        evaluation = self._in_flight.get(key)
+        if evaluation is None:
+            evaluation = _Evaluation(key, asyncio.get_running_loop().create_future())
+            self._in_flight[key] = evaluation
+            evaluation.task = self._spawn(self._evaluate(evaluation))
+        else:
+            self._shared += 1
+        evaluation.waiters += 1
+        try:
+            return await asyncio.shield(evaluation.row)
+        finally:
+            evaluation.waiters -= 1
+            if not evaluation.waiters and not evaluation.row.done():
+                self._abandon(evaluation)
+
+    def _checked(self, token_ids: Sequence[int]) -> tuple[int, ...]:
+        ids = tuple(map(operator.index, token_ids))
+        if not ids:
+            raise InputError("the context has no tokens: give at least one, such as BOS")
+        if len(ids) >= self.max_model_len:
+            raise ContextTooLong(
+                f"the context has {len(ids)} tokens, the model takes {self.max_model_len - 1} "
+                "at most"
+            )
+        if min(ids) < 0 or max(ids) >= self.vocab.size:
+            wrong = next(i for i in ids if not 0 <= i < self.vocab.size)
+            raise InputError(f"token id {wrong} is outside 0..{self.vocab.size - 1}")
+        return ids
+
+    def _abandon(self, evaluation: _Evaluation) -> None:
+        """End an evaluation for which nobody waits."""
+        evaluation.row.cancel()
+        self._forget(evaluation)
+        if evaluation.request_id is None:
+            assert evaluation.task is not None
+            evaluation.task.cancel()  # still waiting for a slot
+        else:
+            evaluation.abort = self._spawn(self._llm.abort(evaluation.request_id))
+
+    def _forget(self, evaluation: _Evaluation) -> None:
+        if self._in_flight.get(evaluation.key) is evaluation:
+            del self._in_flight[evaluation.key]
+
+    async def _evaluate(self, evaluation: _Evaluation) -> None:
+        """Send a request, wait for its end, hand its row to the waiters and its slot back."""
+        slot = await self._pool.acquire()
+        try:
+            row = await self._row(evaluation, slot)
+        except Exception as error:
+            if evaluation.abort is not None:
+                await asyncio.wait({evaluation.abort})
+            self._doubt(slot)
+            self._forget(evaluation)
+            if not evaluation.row.done():
+                evaluation.row.set_exception(error)
+        else:
+            self._pool.release(slot)
+            self._forget(evaluation)
+            if not evaluation.row.done():
+                evaluation.row.set_result(row)
+
+    async def _row(self, evaluation: _Evaluation, slot: int) -> NDArray[np.float32]:
+        from vllm import SamplingParams
+        from vllm.inputs import tokens_input
+        from vllm.sampling_params import RequestOutputKind
+
+        from bytelm.vllm.capture import flag
+
+        self._check_alive()
+        token_ids, cache_salt = evaluation.key
+        nonce = next(self._nonces)
+        params = SamplingParams(
+            max_tokens=1,
+            temperature=0.0,
+            ignore_eos=True,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+            extra_args=flag(slot, nonce),
+            skip_clone=True,
+        )
+        evaluation.request_id = f"row-{nonce}"
+        self._evaluations += 1
+        prompt = tokens_input(list(token_ids), cache_salt=cache_salt)
+        async with contextlib.aclosing(
+            self._requested(prompt, params, evaluation.request_id)
+        ) as outputs:
+            async for output in outputs:
+                reason = output.outputs[0].finish_reason
+                if reason != "length":
+                    raise EngineError(f"the engine ended an evaluation with {reason!r}")
+        return self._slots.read(slot, nonce)
+
+    def _doubt(self, slot: int) -> None:
+        """Release a slot as soon as no step can write into it that belongs to its last request."""
+        self._doubtful.append(slot)
+        if self._settling is None:
+            self._settling = self._spawn(self._settle())
+
+    async def _settle(self) -> None:
+        """Ask the engine something after the aborts, and release the slots when it answers.
+
+        The engine takes messages in order and between steps. When it answers, every step that
+        could hold the aborted requests has been handed to the workers, who write in order too:
+        what such a step writes comes before the row of a request that is added from now on.
+        """
+        while self._doubtful:
+            slots, self._doubtful = self._doubtful, []
+            if not self._dead.done():
+                answer = asyncio.ensure_future(self._llm.is_paused())
+                await asyncio.wait({answer, self._dead}, return_when=asyncio.FIRST_COMPLETED)
+                if not answer.done():
+                    answer.cancel()
+                elif answer.exception() is not None:
+                    await asyncio.wait({self._dead})  # only a dead engine does not answer
+            for slot in slots:
+                self._pool.release(slot)
+        self._settling = None
+
+    # Native generation
+
+    async def generate(
+        self,
+        token_ids: Sequence[int],
+        max_tokens: int,
+        *,
+        temperature: float = 1.0,
+        seed: int | None = None,
+        stop_token_ids: Sequence[int] = (),
+        cache_salt: str | None = None,
+    ) -> AsyncGenerator[Chunk, None]:
+        """Sample tokens natively and yield them as they come; closing the iterator ends it.
+
+        Args:
+            token_ids: the context, BOS included.
+            max_tokens: how many tokens to sample at most.
+            temperature: 0 takes the most probable token each time.
+            seed: the same seed on the same engine draws the same tokens, up to rounding.
+            stop_token_ids: end after one of these. EOS is a token like any other unless it is here.
+            cache_salt: contexts share cached work only with those of the same salt.
+
+        Raises:
+            ContextTooLong: more than ``max_context_tokens`` ids.
+            InputError: no ids or tokens to sample, or ids that the model does not have.
+            EngineDead: the engine cannot answer any more.
+        """
+        from vllm import SamplingParams
+        from vllm.inputs import tokens_input
+        from vllm.sampling_params import RequestOutputKind
+
+        self._check_alive()
+        ids = self._checked(token_ids)
+        if max_tokens < 1:
+            raise InputError(f"max_tokens is {max_tokens}: at least one token must be asked for")
+        if not 0 <= temperature < float("inf"):
+            raise InputError(f"temperature is {temperature}: give a finite number from 0 up")
+        params = SamplingParams(
+            max_tokens=max_tokens,
+            temperature=temperature,
+            seed=seed,
+            ignore_eos=True,
+            stop_token_ids=list(stop_token_ids),
+            detokenize=False,
+            output_kind=RequestOutputKind.DELTA,
+            skip_clone=True,
+        )
+        prompt = tokens_input(list(ids), cache_salt=cache_salt)
+        async with contextlib.aclosing(
+            self._requested(prompt, params, f"generate-{next(self._nonces)}")
+        ) as outputs:
+            async for output in outputs:
+                part = output.outputs[0]
+                if part.finish_reason not in (None, "stop", "length"):
+                    raise EngineError(f"the engine ended a generation with {part.finish_reason!r}")
+                yield Chunk(tuple(part.token_ids), part.finish_reason)
+
+    async def _requested(
+        self, prompt: Any, params: Any, request_id: str
+    ) -> AsyncGenerator[RequestOutput, None]:
+        """The outputs of a request to vLLM, counted, with bytelm's errors."""
+        from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+
+        computed = 0
+        try:
+            async with contextlib.aclosing(
+                self._llm.generate(prompt, params, request_id)
+            ) as outputs:
+                async for output in outputs:
+                    if output.num_cached_tokens is not None and not computed:
+                        cached = output.num_cached_tokens
+                        self._tokens_cached += cached
+                        self._tokens_computed += len(prompt["prompt_token_ids"]) - cached - 1
+                    computed += len(output.outputs[0].token_ids)
+                    yield output
+        except EngineDeadError as error:
+            self._die(DIED)
+            raise EngineDead(self._dead.result()) from error
+        except EngineGenerateError as error:
+            raise EngineError(f"the engine failed on a request: {error.__cause__}") from error
+        finally:
+            self._tokens_computed += computed

