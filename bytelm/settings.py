@@ -108,7 +108,7 @@ class EngineSettings(BaseSettings):
         None, description="Cores for the model on CPU, like 0-3,8; None: all that may be used."
     )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
-        "WARNING", description="How much vLLM logs."
+        "ERROR", description="How much vLLM logs."
     )
 
     @contextlib.contextmanager
