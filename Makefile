@@ -6,6 +6,8 @@ HOST := 127.0.0.1
 PORT := 8000
 # A model's folder or Hugging Face name; empty: the default model.
 MODEL :=
+# More flags for `bytelm serve`, such as --max-steps 100.
+ARGS :=
 # cpu or cuda; cuda where nvidia-smi works.
 DEVICE := $(shell nvidia-smi >/dev/null 2>&1 && echo cuda || echo cpu)
 $(if $(filter cpu cuda,$(DEVICE)),,$(error DEVICE=$(DEVICE) is neither cpu nor cuda))
@@ -53,16 +55,16 @@ help:  ## List the commands
 	  printf '%-18s %s\n' "$$name" "$$what"
 	done
 	echo
-	echo "Variables: HOST=$(HOST) PORT=$(PORT) MODEL=$(or $(MODEL),default) DEVICE=$(DEVICE) PYTHON= TORCH_INDEX="
+	echo "Variables: HOST=$(HOST) PORT=$(PORT) MODEL=$(or $(MODEL),default) DEVICE=$(DEVICE) ARGS=$(ARGS) PYTHON= TORCH_INDEX="
 
 .PHONY: setup
 setup: $(INSTALLED)  ## Install into .venv and prepare the default model, once
 	@[ -n "$(MODEL)" ] || .venv/bin/python -m bytelm.models >/dev/null
 
 .PHONY: serve
-serve: setup  ## Serve a model on HOST and PORT (MODEL=, DEVICE=cpu|cuda)
+serve: setup  ## Serve a model on HOST and PORT (MODEL=, DEVICE=cpu|cuda, ARGS=)
 	@exec .venv/bin/bytelm serve --host "$(HOST)" --port "$(PORT)" --device "$(DEVICE)" \
-	  $(if $(MODEL),--model "$(MODEL)")
+	  $(if $(MODEL),--model "$(MODEL)") $(ARGS)
 
 .PHONY: test
 test: lint test-unit test-engine test-server  ## Run everything: lint, types, unit, engine and server tests
