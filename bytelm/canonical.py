@@ -27,8 +27,11 @@ class Span(NamedTuple):
 
 
 class TextTokenizer(Protocol):
-    """A tokenizer as it treats text in the middle of a context: no BOS, no dummy prefix space,
-    special tokens' spellings read as text. Its ids need not spell the text exactly."""
+    """A tokenizer as it treats text in the middle of a context.
+
+    No BOS, no dummy prefix space; special tokens' spellings are read as text. Its ids need not
+    spell the text exactly.
+    """
 
     def ids(self, text: str) -> list[int]:
         """The token ids of `text`."""
@@ -55,7 +58,10 @@ class LongestMatch:
         self._lengths = {first: sorted(some, reverse=True) for first, some in lengths.items()}
 
     def encode(self, data: bytes, offset: int = 0) -> list[int]:
-        """Ids that spell `data`. VocabError names the byte (counted from `offset`) that none can."""
+        """Ids that spell `data`.
+
+        VocabError names the byte, counted from `offset`, that no token covers.
+        """
         ids: list[int] = []
         ends = [0]
         dead: set[int] = set()
@@ -170,13 +176,18 @@ class CanonicalEncoder:
 
 
 def _grouped(spans: list[Span]) -> list[list[Span]]:
-    """Spans that overlap, such as the bytes of one character, together."""
+    """Spans that overlap, such as the bytes of one character, together.
+
+    A span without characters belongs to what follows it: SentencePiece gives a character to the
+    last of its bytes.
+    """
     groups: list[list[Span]] = []
-    reached = -1
+    began = reached = 0
     for span in spans:
-        if groups and span.start < reached:
+        if groups and (span.start < reached or began == reached):
             groups[-1].append(span)
         else:
             groups.append([span])
+            began = span.start
         reached = max(reached, span.end)
     return groups

@@ -155,25 +155,31 @@ class ByteVocab:
         """The vocabulary of a model in Hugging Face layout: a directory, or a name on the hub.
 
         EOS are the tokenizer's and generation_config.json's together; `vocab_size` is read from
-        config.json when not given. Needs transformers. UnknownModel when there is no tokenizer.
+        config.json when not given. A directory with nothing but a tekken.json or SentencePiece
+        model for a tokenizer is read from that. Needs transformers. UnknownModel when there is
+        no tokenizer.
         """
-        from transformers import AutoTokenizer, GenerationConfig, PreTrainedConfig
+        from transformers import AutoTokenizer
+        from transformers.utils import cached_file
 
+        def settings(name: str) -> dict[str, Any]:
+            found = cached_file(str(path), name, _raise_exceptions_for_missing_entries=False)
+            return json.loads(Path(found).read_text()) if found else {}
+
+        # transformers' own guess at such a directory loses the dummy prefix.
+        file = families.lone_file(Path(path))
         try:
-            tokenizer = AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
+            tokenizer = (
+                families.load(file)
+                if file
+                else AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
+            )
+            config, generation = settings("config.json"), settings("generation_config.json")
         except (OSError, ValueError) as error:
             raise UnknownModel(f"no tokenizer can be loaded from {str(path)!r}: {error}") from error
-        eos: Any = None
-        try:
-            eos = GenerationConfig.from_pretrained(str(path)).eos_token_id
-        except OSError:
-            pass  # a model need not have a generation_config.json
         if vocab_size is None:
-            try:
-                config, _ = PreTrainedConfig.get_config_dict(str(path))
-            except OSError:
-                config = {}  # nor a config.json, when it is a tokenizer alone
             vocab_size = config.get("vocab_size", config.get("text_config", {}).get("vocab_size"))
+        eos = generation.get("eos_token_id")
         return cls.from_tokenizer(
             tokenizer,
             vocab_size=vocab_size,
@@ -197,7 +203,7 @@ class ByteVocab:
         A rank file says neither how it splits text nor what its special tokens are: `pattern`
         (tiktoken's pat_str) is required for it, `special_tokens` (text → id) may be given.
         """
-        tokenizer = families.load(Path(path), pattern, special_tokens or {})
+        tokenizer = families.load(Path(path), pattern, special_tokens)
         return cls.from_tokenizer(
             tokenizer,
             vocab_size=vocab_size,

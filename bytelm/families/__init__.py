@@ -14,7 +14,7 @@ from bytelm.errors import UnknownModel, VocabError
 from bytelm.families import fast, pieces, ranks
 from bytelm.families.table import TokenTable
 
-__all__ = ["TokenTable", "load", "read"]
+__all__ = ["TokenTable", "load", "lone_file", "read"]
 
 
 def read(tokenizer: Any) -> TokenTable:
@@ -38,7 +38,7 @@ def read(tokenizer: Any) -> TokenTable:
     if library == "mistral_common" and hasattr(tokenizer, "instruct_tokenizer"):
         return read(tokenizer.instruct_tokenizer.tokenizer)
     if library == "mistral_common" and hasattr(tokenizer, "file_path"):
-        return pieces.read(load(Path(tokenizer.file_path), None, {}))
+        return pieces.read(load(Path(tokenizer.file_path)))
     if hasattr(tokenizer, "sp_model"):
         return pieces.read(tokenizer.sp_model)
     if type(tokenizer).__name__ == "MistralCommonBackend":
@@ -49,9 +49,22 @@ def read(tokenizer: Any) -> TokenTable:
     )
 
 
-def load(path: Path, pattern: str | None, special_tokens: Mapping[str, int]) -> Any:
-    """The tokenizer object in a file: tokenizer.json, a tekken json, a SentencePiece model, or a
-    tiktoken rank file, which needs `pattern`. UnknownModel when the file cannot be read."""
+def lone_file(directory: Path) -> Path | None:
+    """The tokenizer file of a directory that has no transformers tokenizer beside it, if any."""
+    if not directory.is_dir() or any(directory.glob("tokenizer*.json")):
+        return None
+    found = [*directory.glob("tekken.json"), *sorted(directory.glob("tokenizer.model*"))]
+    return found[0] if found else None
+
+
+def load(
+    path: Path, pattern: str | None = None, special_tokens: Mapping[str, int] | None = None
+) -> Any:
+    """The tokenizer object in a file.
+
+    A tokenizer.json, a tekken json, a SentencePiece model, or a tiktoken rank file, which needs
+    `pattern`. UnknownModel when the file cannot be read, VocabError when it is none of these.
+    """
     try:
         start = path.read_bytes()[:1]
     except OSError as error:
@@ -68,4 +81,4 @@ def load(path: Path, pattern: str | None, special_tokens: Mapping[str, int]) -> 
         from sentencepiece import SentencePieceProcessor
 
         return SentencePieceProcessor(model_file=str(path))
-    return ranks.load_tiktoken(path, pattern, special_tokens)
+    return ranks.load_tiktoken(path, pattern, special_tokens or {})

@@ -167,8 +167,10 @@ def _refuse_unreadable(tokenizer: "Tokenizer", layout: dict[str, Any]) -> None:
 
 
 def _byte_level_reader() -> Callable[[str], bytes]:
-    """Reads tokens in GPT-2's byte alphabet, where each byte is written as one printable
-    character; a token with any other character is text."""
+    """Reads tokens in GPT-2's byte alphabet: each byte is written as one printable character.
+
+    A token with any other character is text.
+    """
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = [byte for byte in range(256) if byte not in printable]
     # Characters below 256 that are outside the alphabet must not pass as the bytes they look like.
@@ -185,8 +187,7 @@ def _byte_level_reader() -> Callable[[str], bytes]:
 
 
 def _piece_reader(layout: dict[str, Any], token_text: dict[int, str]) -> Callable[[str], bytes]:
-    """Reads SentencePiece pieces: a mark for the space, and <0x0A> for bytes where the tokenizer
-    has byte fallback."""
+    """Reads SentencePiece pieces: a mark for the space, and <0x0A> where there is byte fallback."""
     marks = {"\u2581": " "} if _marks_spaces(layout) else {}
     for part in _parts(layout["decoder"]):
         if part["type"] == "Replace" and "String" in part["pattern"]:

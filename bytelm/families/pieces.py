@@ -3,7 +3,7 @@
 Conversions of such models to the `tokenizers` library are fast.py's.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bytelm.canonical import Span
 from bytelm.families.table import TokenTable
@@ -13,14 +13,19 @@ if TYPE_CHECKING:
 
 
 def read(processor: "SentencePieceProcessor") -> TokenTable:
-    """The table of a SentencePieceProcessor: control and unknown pieces are special, user-defined
-    ones are text."""
+    """The table of a SentencePieceProcessor.
+
+    Control and unknown pieces are special, user-defined ones are text.
+    """
     from sentencepiece import sentencepiece_model_pb2
 
-    model = sentencepiece_model_pb2.ModelProto()
+    messages: Any = sentencepiece_model_pb2  # its messages are made when it is imported
+    model = messages.ModelProto()
     model.ParseFromString(processor.serialized_model_proto())
-    kinds = sentencepiece_model_pb2.ModelProto.SentencePiece
-    token_bytes, special, added = {}, set(), set()
+    kinds = messages.ModelProto.SentencePiece
+    token_bytes: dict[int, bytes] = {}
+    special: set[int] = set()
+    added: set[int] = set()
     for token_id, piece in enumerate(model.pieces):
         if piece.type in (kinds.CONTROL, kinds.UNKNOWN):
             special.add(token_id)
@@ -61,5 +66,6 @@ class PieceTokenizer:
 
     def spans(self, text: str) -> list[Span]:
         """The same ids with the characters they stand for."""
-        proto = self._processor.encode(text, out_type="immutable_proto", enable_sampling=False)
-        return [Span(piece.id, piece.begin, piece.end) for piece in proto.pieces]
+        mapping = self._processor.encode(text, return_type="offset_mapping", enable_sampling=False)
+        places = zip(mapping["ids"], mapping["offsets"], strict=True)
+        return [Span(token_id, start, end) for token_id, (start, end) in places]
