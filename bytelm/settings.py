@@ -35,26 +35,34 @@ class Paths(BaseSettings):
 class ServerSettings(BaseSettings):
     """Where the HTTP server listens, what a call may ask for, and what it gets by default."""
 
-    model_config = SettingsConfigDict(env_prefix="BYTELM_", env_ignore_empty=True, frozen=True)
+    model_config = SettingsConfigDict(
+        env_prefix="BYTELM_", env_ignore_empty=True, env_parse_none_str="none", frozen=True
+    )
 
     host: str = Field("127.0.0.1", description="The address to listen on.")
-    port: int = Field(8000, ge=0, le=65535, description="The port to listen on; 0 takes a free one.")
+    port: int = Field(
+        8000, ge=0, le=65535, description="The port to listen on; 0 takes a free one."
+    )
     allow_remote: bool = Field(
         False, description="Listen on an address that other machines can reach, without API keys."
     )
     shutdown_grace: float = Field(
-        3.0, ge=0, description="Seconds that running calls have to end when the server stops."
+        3.0, ge=0, le=3600, description="Seconds that running calls have when the server stops."
+    )
+    served_model_name: str | None = Field(
+        None,
+        description="The model's name in /v1/models; none: what it was asked for by.",
     )
 
-    default_K: int | None = Field(  # noqa: N815 (K is the beam's width everywhere)
-        5, ge=1, description="Beam width of calls that name none; empty means unlimited."
+    default_K: int | None = Field(
+        5, ge=1, description="Beam width of calls that name none; none: unlimited."
     )
     default_prune_threshold: float = Field(
         0.05, ge=0, lt=1, description="Prune threshold of calls that name none."
     )
 
-    max_K: int | None = Field(  # noqa: N815
-        64, ge=1, description="The widest beam that a call may ask for."
+    max_K: int | None = Field(
+        64, ge=1, description="The widest beam that a call may ask for; none: any."
     )
     max_steps: int = Field(4096, ge=1, description="The most bytes that a call may generate.")
     max_contexts: int = Field(256, ge=1, description="The most contexts in one call.")

@@ -6,7 +6,7 @@ document the shape and cost nothing when a body is written.
 
 import base64
 import binascii
-from typing import Annotated, Any, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Generic, Self, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -104,7 +104,10 @@ def _keep_failure(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
         return error
 
 
-Item = Annotated[BytesIn | SkipJsonSchema[ValidationError], WrapValidator(_keep_failure)]
+if TYPE_CHECKING:
+    Item = BytesIn | ValidationError
+else:
+    Item = Annotated[BytesIn, WrapValidator(_keep_failure)]
 """One of several contexts; a malformed one fails alone, so its error takes its place."""
 
 

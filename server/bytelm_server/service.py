@@ -80,7 +80,7 @@ class ByteService:
         """The model and the limits, as ``/v1/models`` gives them."""
         lm, s = self.lm, self.settings
         return schemas.Model(
-            name=getattr(lm, "model_name", type(lm).__name__),
+            name=s.served_model_name or str(getattr(lm, "model_name", type(lm).__name__)),
             revision=getattr(lm, "revision", None),
             fingerprint=getattr(lm, "fingerprint", None) or lm.vocab.fingerprint(),
             vocab_size=lm.vocab.size,

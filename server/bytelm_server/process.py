@@ -1,0 +1,162 @@
+"""The server as a process: its socket, its signals and its end.
+
+Ctrl-C and SIGTERM stop it in order: new calls are refused, running ones get a few seconds, then the
+model ends. A second signal, or an end that takes too long, ends the process at once; the engine's
+processes end with it.
+"""
+
+import asyncio
+import contextlib
+import errno
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+
+import uvicorn
+
+from bytelm.errors import InputError
+from bytelm.settings import ServerSettings
+from bytelm_server.app import create_app
+from bytelm_server.backend import Backend, OpenLM
+from bytelm_server.service import ByteService
+
+LONGEST_END = 4.0
+"""Seconds that the model has to end in, after the calls."""
+
+
+class CannotListen(InputError):
+    """The address is taken, or not this machine's, or open to others without a decision."""
+
+
+def listen(settings: ServerSettings) -> socket.socket:
+    """The socket that the server will listen on, reserved before anything slow begins.
+
+    Raises:
+        CannotListen: one line that says why, and what to do.
+    """
+    host, port = settings.host, settings.port
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except OSError as error:
+        raise CannotListen(f"{host!r} is not an address of this machine: {error}") from None
+    if not settings.allow_remote and not _is_loopback(str(address[0])):
+        raise CannotListen(
+            f"{host} can be reached from other machines, and no API keys are set: use 127.0.0.1, "
+            "or give --allow-remote to serve everybody who can reach it"
+        )
+    sock = socket.socket(family, kind, protocol)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind(address)
+        # A bound address can still be bound by others; one that listens cannot.
+        sock.listen()
+    except OSError as error:
+        sock.close()
+        if error.errno == errno.EADDRINUSE:
+            reason = f"port {port} on {host} is in use: stop what uses it, or choose another port"
+            raise CannotListen(reason) from None
+        raise CannotListen(f"cannot listen on {host}, port {port}: {error.strerror}") from None
+    return sock
+
+
+def _is_loopback(address: str) -> bool:
+    return address == "::1" or address.startswith("127.")
+
+
+def url_of(sock: socket.socket) -> str:
+    """The address to reach a socket's server at, from this machine."""
+    host, port = sock.getsockname()[:2]
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+class _Server(uvicorn.Server):
+    """Uvicorn, stopped by signals through the event loop, and for certain."""
+
+    def __init__(self, config: uvicorn.Config, backend: Backend, longest_end: float) -> None:
+        super().__init__(config)
+        self.backend = backend
+        self.longest_end = longest_end
+        self.stopped_by: signal.Signals | None = None
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Stop on SIGINT and SIGTERM while the server runs."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self.stop, number)
+        try:
+            yield
+        finally:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.remove_signal_handler(number)
+
+    def stop(self, number: signal.Signals) -> None:
+        """End in order; at once when asked twice, or when that takes too long."""
+        if self.stopped_by is not None:
+            os._exit(exit_code(number))
+        self.stopped_by = number
+        self.backend.drain()
+        self.should_exit = True
+        # A thread, for the case that the event loop is what hangs.
+        last_resort = threading.Timer(self.longest_end, os._exit, [exit_code(number)])
+        last_resort.daemon = True
+        last_resort.start()
+
+
+def exit_code(number: signal.Signals | None) -> int:
+    """What the process ends with: 130 after Ctrl-C, 0 when it was asked to end."""
+    return 130 if number == signal.SIGINT else 0
+
+
+def serve(
+    open_lm: OpenLM,
+    settings: ServerSettings,
+    sock: socket.socket,
+    on_ready: Callable[[ByteService], None],
+) -> int:
+    """Serve until a signal comes; blocks.
+
+    Args:
+        open_lm: starts the token LM, while the server already answers ``/health``.
+        settings: the server's.
+        sock: from ``listen``.
+        on_ready: called once, when calls can be answered.
+
+    Returns:
+        The process's exit code.
+
+    Raises:
+        BytelmError: what kept the model from starting.
+    """
+    app = create_app(open_lm, settings)
+    backend: Backend = app.state.backend
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=settings.shutdown_grace,  # type: ignore[arg-type]
+    )
+    server = _Server(config, backend, settings.shutdown_grace + LONGEST_END)
+
+    async def run() -> None:
+        serving = asyncio.create_task(server.serve([sock]))
+        starting = asyncio.create_task(backend.started())
+        await asyncio.wait({serving, starting}, return_when=asyncio.FIRST_COMPLETED)
+        try:
+            if starting.done() and server.stopped_by is None:
+                on_ready(starting.result())
+        except BaseException:
+            server.should_exit = True
+            raise
+        finally:
+            starting.cancel()
+            await serving
+
+    with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
+        runner.run(run())
+    return exit_code(server.stopped_by)
