@@ -1,0 +1,99 @@
+import os
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from bytelm.vllm.watchdog import install, is_alive, start_time
+
+WATCHED = """
+import sys, time
+from bytelm.vllm.watchdog import install
+install()
+print("ready", flush=True)
+time.sleep(60)
+"""
+
+
+def spawn(code: str, **environment: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-c", code],
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.fixture
+def owner():
+    process = spawn("import time; print('ready', flush=True); time.sleep(60)")
+    process.stdout.readline()
+    yield process
+    process.kill()
+    process.wait()
+
+
+def watched_by(pid: int, started: int) -> subprocess.Popen:
+    process = spawn(WATCHED, BYTELM_OWNER_PID=str(pid), BYTELM_OWNER_STARTED=str(started))
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+def test_start_time_tells_processes_apart(owner):
+    assert start_time(os.getpid()) < start_time(owner.pid)
+
+
+def test_a_dead_process_has_no_start_time(owner):
+    owner.kill()
+    owner.wait()
+    assert start_time(owner.pid) is None
+
+
+def test_a_zombie_is_dead(owner):
+    started = start_time(owner.pid)
+    owner.kill()
+    os.waitid(os.P_PID, owner.pid, os.WEXITED | os.WNOWAIT)
+    assert not is_alive(owner.pid, started)
+
+
+def test_a_reused_pid_is_not_its_former_owner(owner):
+    assert not is_alive(owner.pid, start_time(owner.pid) - 1)
+
+
+def test_a_watched_process_ends_when_its_owner_is_killed(owner):
+    watched = watched_by(owner.pid, start_time(owner.pid))
+    owner.kill()
+    owner.wait()
+    assert watched.wait(timeout=10) == -9
+
+
+def test_a_watched_process_ends_when_its_owner_was_gone_before(owner):
+    watched = spawn(WATCHED, BYTELM_OWNER_PID=str(owner.pid), BYTELM_OWNER_STARTED="1")
+    assert watched.wait(timeout=10) == -9
+
+
+def test_a_watched_process_lives_while_its_owner_does(owner):
+    watched = watched_by(owner.pid, start_time(owner.pid))
+    with pytest.raises(subprocess.TimeoutExpired):
+        watched.wait(timeout=2.5)
+    watched.kill()
+    watched.wait()
+
+
+def watchdogs() -> int:
+    return sum(thread.name == "bytelm-watchdog" for thread in threading.enumerate())
+
+
+def test_a_process_without_an_owner_is_not_watched(monkeypatch):
+    monkeypatch.delenv("BYTELM_OWNER_PID", raising=False)
+    monkeypatch.delenv("BYTELM_OWNER_STARTED", raising=False)
+    install()
+    assert watchdogs() == 0
+
+
+def test_the_owner_does_not_watch_itself(monkeypatch):
+    monkeypatch.setenv("BYTELM_OWNER_PID", str(os.getpid()))
+    monkeypatch.setenv("BYTELM_OWNER_STARTED", str(start_time(os.getpid())))
+    install()
+    assert watchdogs() == 0
