@@ -150,12 +150,14 @@ async def _on_http(request: Request, error: Exception) -> JsonResponse:
     path = request.url.path
     match error.status_code:
         case 404:
-            kind, message = "not_found", f"there is nothing at {path}; /docs lists the calls"
+            kind, code = "not_found", "not_found"
+            message = f"there is nothing at {path}; /docs lists the calls"
         case 405:
-            kind, message = "method_not_allowed", f"{path} does not take {request.method}"
-        case _:
+            kind, code = "method_not_allowed", "method_not_allowed"
+            message = f"{path} does not take {request.method}"
+        case status:
             kind, message = "invalid_request", str(error.detail)
-    code = HTTPStatus(error.status_code).name.lower() if kind == "invalid_request" else kind
+            code = "body_too_large" if status == 413 else HTTPStatus(status).name.lower()
     detail = ErrorDetail(type=kind, message=message, param=None, code=code)
     return answer(error.status_code, detail, error.headers)
 

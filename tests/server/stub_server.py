@@ -1,0 +1,83 @@
+"""A real server process over a StubLM; run with the port as its argument.
+
+Besides the API it has ``/test/…`` routes, by which a test sees and steers the model.
+"""
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+import uvicorn
+
+from bytelm.errors import EngineDead
+from bytelm.settings import ServerSettings
+from bytelm.testing import StubLM
+from bytelm.vocab import ByteVocab
+from bytelm_server.app import create_app
+
+WORDS = [b"he", b"the", b" the", b" th", b"ing", b"an", b" a", b"\xc3\xa9", b"\xa9\xc3", b"llo"]
+TOKENS = [*(bytes([b]) for b in range(256)), *WORDS, b"<s>", b"</s>"]
+BOS, EOS = len(TOKENS) - 2, len(TOKENS) - 1
+
+SETTINGS = ServerSettings(
+    max_steps=64,
+    max_contexts=40,
+    max_context_bytes=1000,
+    max_body_bytes=50_000,
+    max_K=10,
+)
+
+
+class SteeredLM(StubLM):
+    """A StubLM that can be slow, dead or broken."""
+
+    def __init__(self) -> None:
+        vocab = ByteVocab.from_bytes(TOKENS, eos_token_ids=[EOS], bos_token_id=BOS)
+        super().__init__(vocab, seed=5, max_context_tokens=200)
+        self.delay = 0.0
+        self.is_alive = True
+        self.broken = False
+
+    async def next_token_logprobs(self, token_ids: Sequence[int]):
+        if self.broken:
+            raise RuntimeError("a secret of the server")
+        if not self.is_alive:
+            raise EngineDead("a process of the engine ended")
+        if self.delay:
+            await asyncio.sleep(self.delay)
+        return await super().next_token_logprobs(token_ids)
+
+
+def main() -> None:
+    lm = SteeredLM()
+    start = asyncio.Event()
+
+    @asynccontextmanager
+    async def open_lm() -> AsyncIterator[StubLM]:
+        await start.wait()
+        yield lm
+
+    app = create_app(open_lm if "--wait" in sys.argv else lm, SETTINGS)
+
+    @app.get("/test/evaluations")
+    async def evaluations() -> int:
+        return lm.evaluations
+
+    @app.post("/test/{what}")
+    async def steer(what: str, value: float = 1.0) -> None:
+        match what:
+            case "start":
+                start.set()
+            case "delay":
+                lm.delay = value
+            case "die":
+                lm.is_alive = False
+            case "break":
+                lm.broken = bool(value)
+
+    uvicorn.run(app, port=int(sys.argv[1]), log_level="warning")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,192 @@
+"""Every wrong call gets a 4xx in the one shape, and the server goes on."""
+
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def _goes_on(http: httpx.Client) -> Iterator[None]:
+    yield
+    answer = http.post("/v1/greedy", json={"context": "hello", "steps": 2})
+    assert answer.status_code == 200
+
+
+def error_of(response: httpx.Response, status: int = 400) -> dict[str, Any]:
+    assert response.status_code == status, response.text
+    body = response.json()
+    assert set(body) == {"error"}
+    assert set(body["error"]) == {"type", "message", "param", "code"}
+    assert body["error"]["message"]
+    assert "Traceback" not in response.text
+    error: dict[str, Any] = body["error"]
+    return error
+
+
+GOOD = {"context": "hello", "steps": 3}
+WRONG = [
+    ({"colour": 1}, "unknown_field", "colour"),
+    ({"beam": {"width": 3}}, "unknown_field", "beam.width"),
+    ({"context": {"text": "a", "lang": "en"}}, "unknown_field", "context.lang"),
+    ({"steps": 0}, "invalid_value", "steps"),
+    ({"steps": -1}, "invalid_value", "steps"),
+    ({"steps": 65}, "limit_exceeded", "steps"),
+    ({"steps": "3"}, "invalid_value", "steps"),
+    ({"steps": 1.5}, "invalid_value", "steps"),
+    ({"steps": True}, "invalid_value", "steps"),
+    ({"steps": None}, "invalid_value", "steps"),
+    ({"context": 5}, "invalid_value", "context"),
+    ({"context": None}, "invalid_value", None),
+    ({"context": {}}, "invalid_value", "context"),
+    ({"context": {"base64": "a"}}, "invalid_value", "context.base64"),
+    ({"context": {"base64": "YQ=!"}}, "invalid_value", "context.base64"),
+    ({"context": {"base64": "é"}}, "invalid_value", "context.base64"),
+    ({"context": {"text": "a", "base64": "YQ=="}}, "invalid_value", "context"),
+    ({"contexts": ["a"]}, "invalid_value", None),
+    ({"context": "x" * 201}, "context_too_long", "context"),
+    ({"context": "x" * 1001}, "limit_exceeded", "context"),
+    ({"beam": {"K": 0}}, "invalid_value", "beam.K"),
+    ({"beam": {"K": 11}}, "limit_exceeded", "beam.K"),
+    ({"beam": {"K": None}}, "limit_exceeded", "beam.K"),
+    ({"beam": {"prune_threshold": 1}}, "invalid_value", "beam.prune_threshold"),
+    ({"beam": {"prune_threshold": -0.1}}, "invalid_value", "beam.prune_threshold"),
+    ({"stop": ["."]}, "not_supported", "stop"),
+    ({"stream": True}, "not_supported", "stream"),
+    ({"prefill": "exact"}, "not_supported", "prefill"),
+    ({"beam": {"heal": True}}, "not_supported", "beam.heal"),
+    ({"context": {"segments": []}}, "not_supported", "context.segments"),
+    ({"context": {"messages": []}}, "not_supported", "context.messages"),
+]
+
+
+@pytest.mark.parametrize(("change", "code", "param"), WRONG)
+def test_wrong_field(http: httpx.Client, change: dict[str, Any], code: str, param: str) -> None:
+    error = error_of(http.post("/v1/greedy", json={**GOOD, **change}))
+    assert (error["type"], error["code"], error["param"]) == ("invalid_request", code, param)
+
+
+@pytest.mark.parametrize("field", ["top_k", "top_p", "min_p", "n", "method", "valid_utf8"])
+def test_what_is_not_built_yet_is_refused(http: httpx.Client, field: str) -> None:
+    error = error_of(http.post("/v1/sample", json={**GOOD, field: 1}))
+    assert (error["code"], error["param"]) == ("not_supported", field)
+
+
+@pytest.mark.parametrize("temperature", [0, -1, "warm"])
+def test_temperature_must_be_above_zero(http: httpx.Client, temperature: object) -> None:
+    error = error_of(http.post("/v1/sample", json={**GOOD, "temperature": temperature}))
+    assert error["param"] == "temperature"
+
+
+@pytest.mark.parametrize("seed", [-1, 2**64, 0.5])
+def test_seed_must_be_a_64_bit_number(http: httpx.Client, seed: object) -> None:
+    body = {**GOOD, "seed": seed}
+    if seed == 2**64:
+        assert error_of(http.post("/v1/sample", json=body))["code"] in (
+            "invalid_json",
+            "invalid_value",
+        )
+    else:
+        assert error_of(http.post("/v1/sample", json=body))["param"] == "seed"
+
+
+@pytest.mark.parametrize("top", [0, 257])
+def test_top_must_be_1_to_256(http: httpx.Client, top: int) -> None:
+    error = error_of(http.post("/v1/next_bytes", json={"context": "a", "top": top}))
+    assert error["param"] == "top"
+
+
+def test_missing_steps(http: httpx.Client) -> None:
+    error = error_of(http.post("/v1/greedy", json={"context": "hello"}))
+    assert (error["code"], error["param"]) == ("missing_field", "steps")
+
+
+def test_too_many_contexts(http: httpx.Client) -> None:
+    error = error_of(http.post("/v1/next_bytes", json={"contexts": ["a"] * 41}))
+    assert (error["code"], error["param"]) == ("limit_exceeded", "contexts")
+
+
+def test_no_contexts(http: httpx.Client) -> None:
+    assert error_of(http.post("/v1/next_bytes", json={"contexts": []}))["param"] == "contexts"
+
+
+@pytest.mark.parametrize(
+    "body", [b"{", b'{"context": NaN}', b'{"context": "\\ud800"}', b"[" * 3000, b"\xff"]
+)
+def test_what_is_not_json(http: httpx.Client, body: bytes) -> None:
+    headers = {"content-type": "application/json"}
+    error = error_of(http.post("/v1/greedy", content=body, headers=headers))
+    assert error["code"] == "invalid_json"
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b"3", b"null"])
+def test_a_body_that_is_no_object(http: httpx.Client, body: bytes) -> None:
+    headers = {"content-type": "application/json"}
+    error_of(http.post("/v1/greedy", content=body, headers=headers))
+
+
+def test_a_body_of_another_type(http: httpx.Client) -> None:
+    answer = http.post("/v1/greedy", content=b"{}", headers={"content-type": "text/plain"})
+    assert error_of(answer, 415)["code"] == "unsupported_media_type"
+
+
+def test_a_body_that_is_too_large(http: httpx.Client) -> None:
+    answer = http.post("/v1/greedy", json={**GOOD, "context": "x" * 50_001})
+    assert error_of(answer, 413)["code"] == "body_too_large"
+
+
+def test_a_streamed_body_that_is_too_large(http: httpx.Client) -> None:
+    answer = http.post(
+        "/v1/greedy",
+        content=iter([b'{"context": "' + b"x" * 30_000, b"x" * 30_000 + b'"}']),
+        headers={"content-type": "application/json"},
+    )
+    assert error_of(answer, 413)["code"] == "body_too_large"
+
+
+def test_unknown_path(http: httpx.Client) -> None:
+    assert error_of(http.get("/v1/nothing"), 404)["code"] == "not_found"
+
+
+def test_wrong_method(http: httpx.Client) -> None:
+    answer = http.get("/v1/greedy")
+    assert error_of(answer, 405)["code"] == "method_not_allowed"
+    assert answer.headers["allow"] == "POST"
+
+
+def test_a_broken_request_line(url: str) -> None:
+    address = httpx.URL(url)
+    with socket.create_connection((address.host, address.port), timeout=10) as sock:
+        sock.sendall(b"nonsense\r\n\r\n")
+        assert b" 400 " in sock.recv(1000)
+
+
+def test_a_bad_item_fails_alone(http: httpx.Client) -> None:
+    items = ["good", "x" * 300, {"base64": "!"}, {"text": "a", "base64": "YQ=="}, 7, "x" * 1001]
+    answer = http.post("/v1/greedy", json={"contexts": items, "steps": 3})
+    assert answer.status_code == 200
+    good, *bad = answer.json()["results"]
+    assert (
+        good == http.post("/v1/greedy", json={"context": "good", "steps": 3}).json()["results"][0]
+    )
+    assert [set(item) for item in bad] == [{"index", "error"}] * 5
+    assert [item["index"] for item in bad] == [1, 2, 3, 4, 5]
+    assert [(item["error"]["code"], item["error"]["param"]) for item in bad] == [
+        ("context_too_long", "contexts[1]"),
+        ("invalid_value", "contexts[2].base64"),
+        ("invalid_value", "contexts[3]"),
+        ("invalid_value", "contexts[4]"),
+        ("limit_exceeded", "contexts[5]"),
+    ]
+
+
+def test_a_fault_of_the_server_tells_nothing_of_it(http: httpx.Client) -> None:
+    http.post("/test/break", params={"value": 1})
+    try:
+        answer = http.post("/v1/greedy", json=GOOD)
+    finally:
+        http.post("/test/break", params={"value": 0})
+    assert error_of(answer, 500)["code"] == "internal_error"
+    assert "secret" not in answer.text

@@ -1,0 +1,77 @@
+"""The server while its model starts, dies, or works for clients that are gone."""
+
+import time
+from collections.abc import Callable
+
+import httpx
+import pytest
+
+BODY = {"context": "hello", "steps": 3}
+
+
+@pytest.fixture
+def own(start_stub: Callable[..., str]) -> httpx.Client:
+    """A server of the test's own."""
+    return httpx.Client(base_url=start_stub(), timeout=60)
+
+
+def until(condition: Callable[[], bool]) -> None:
+    for _ in range(300):
+        if condition():
+            return
+        time.sleep(0.1)
+    raise TimeoutError
+
+
+def test_calls_wait_outside_until_the_model_has_started(start_stub: Callable[..., str]) -> None:
+    http = httpx.Client(base_url=start_stub("--wait"), timeout=60)
+    health = http.get("/health")
+    assert (health.status_code, health.json()) == (503, {"status": "starting"})
+    for answer in (http.post("/v1/greedy", json=BODY), http.get("/v1/models")):
+        assert answer.status_code == 503
+        assert answer.json()["error"]["code"] == "starting"
+    http.post("/test/start")
+    until(lambda: http.get("/health").status_code == 200)
+    assert http.post("/v1/greedy", json=BODY).status_code == 200
+
+
+def test_a_dead_engine_is_said_to_be_dead(own: httpx.Client) -> None:
+    own.post("/test/die")
+    health = own.get("/health")
+    assert (health.status_code, health.json()) == (503, {"status": "dead"})
+    answer = own.post("/v1/greedy", json=BODY)
+    assert answer.status_code == 503
+    assert answer.json()["error"]["code"] == "dead"
+
+
+def test_an_engine_that_dies_ends_the_call(own: httpx.Client) -> None:
+    own.post("/test/delay", params={"value": 0.05})
+    with httpx.Client(base_url=own.base_url, timeout=60) as other:
+        from concurrent.futures import ThreadPoolExecutor
+
+        with ThreadPoolExecutor() as threads:
+            call = threads.submit(
+                other.post, "/v1/greedy", json={"contexts": ["a", "b"], "steps": 60}
+            )
+            time.sleep(0.5)
+            own.post("/test/die")
+            answer = call.result(30)
+    assert answer.status_code == 503
+    assert answer.json()["error"]["code"] == "dead"
+
+
+def test_nothing_is_computed_for_a_client_that_has_gone(own: httpx.Client) -> None:
+    own.post("/test/delay", params={"value": 0.05})
+    contexts = [f"{i} " for i in range(8)]
+    with pytest.raises(httpx.ReadTimeout):
+        own.post("/v1/greedy", json={"contexts": contexts, "steps": 64}, timeout=1)
+
+    def count() -> int:
+        evaluations: int = own.get("/test/evaluations").json()
+        return evaluations
+
+    assert count() > 0
+    time.sleep(0.3)
+    after = count()
+    time.sleep(1)
+    assert count() == after
