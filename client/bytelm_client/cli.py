@@ -10,7 +10,7 @@ import asyncio
 import inspect
 import sys
 import types
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from importlib.metadata import version as installed_version
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args, get_origin
@@ -218,6 +218,6 @@ Ctrl-C stops the server.
 """
 
 
-def main() -> None:
-    """Run the command line."""
-    app()
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line with the process's arguments, or others."""
+    app(arguments, prog_name="bytelm")

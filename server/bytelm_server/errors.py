@@ -23,6 +23,7 @@ type                      status  codes
 Must not know any call: it only translates exceptions.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
@@ -31,10 +32,13 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from typing_extensions import TypedDict
 
 from bytelm.errors import ContextTooLong, EngineError, InputError
 from bytelm_server.wire import JsonResponse
+
+_log = logging.getLogger(__name__)
 
 
 class ErrorDetail(TypedDict):
@@ -50,23 +54,6 @@ class ErrorBody(TypedDict):
     """The body of every answer that is not a success."""
 
     error: ErrorDetail
-
-
-class ApiError(HTTPException):
-    """An error whose answer is known where it is raised."""
-
-    def __init__(
-        self,
-        status: int,
-        type: str,
-        code: str,
-        message: str,
-        *,
-        param: str | None = None,
-        headers: Mapping[str, str] | None = None,
-    ) -> None:
-        super().__init__(status, message, headers)
-        self.error = ErrorDetail(type=type, message=message, param=param, code=code)
 
 
 class LimitExceeded(InputError):
@@ -145,8 +132,6 @@ def answer(
 
 async def _on_http(request: Request, error: Exception) -> JsonResponse:
     assert isinstance(error, HTTPException)
-    if isinstance(error, ApiError):
-        return answer(error.status_code, error.error, error.headers)
     path = request.url.path
     match error.status_code:
         case 404:
@@ -179,10 +164,32 @@ async def _on_engine(request: Request, error: Exception) -> JsonResponse:
     return answer(503, detail, {"Retry-After": "5"})
 
 
-async def _on_bug(request: Request, error: Exception) -> JsonResponse:
-    message = "the server failed at this call; its log says how"
-    detail = ErrorDetail(type="internal_error", message=message, param=None, code="internal_error")
-    return answer(500, detail)
+class AnswerBugs:
+    """ASGI middleware that logs what nobody foresaw and answers 500, so the connection lives on."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the call on; what it raises before it answers is answered here."""
+        started = False
+
+        async def noted(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self.app(scope, receive, noted)
+        except Exception:
+            if started or scope["type"] != "http":
+                raise
+            _log.exception("%s %s failed", scope["method"], scope["path"])
+            message = "the server failed at this call; its log says how"
+            detail = ErrorDetail(
+                type="internal_error", message=message, param=None, code="internal_error"
+            )
+            await answer(500, detail)(scope, receive, send)
 
 
 def install(app: FastAPI) -> None:
@@ -191,4 +198,4 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, _on_validation)
     app.add_exception_handler(InputError, _on_input)
     app.add_exception_handler(EngineError, _on_engine)
-    app.add_exception_handler(Exception, _on_bug)
+    app.add_middleware(AnswerBugs)

@@ -1,0 +1,77 @@
+"""The bodies of the API: what is taken, and what bytes look like."""
+
+import base64
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from bytelm_server.schemas import BytesIn, GreedyCall, NextBytesCall, SampleCall, bytes_out
+
+
+def read(body: object) -> bytes:
+    return BytesIn.model_validate(body).data
+
+
+@given(st.text())
+def test_a_string_and_text_are_utf8(text: str) -> None:
+    assert read(text) == read({"text": text}) == text.encode()
+
+
+@given(st.binary())
+def test_bytes_survive_the_way_out_and_in(data: bytes) -> None:
+    assert read({"base64": bytes_out(data)["base64"]}) == data
+
+
+@given(st.binary())
+def test_text_is_given_exactly_where_bytes_are_utf8(data: bytes) -> None:
+    text = bytes_out(data)["text"]
+    if text is None:
+        with pytest.raises(UnicodeDecodeError):
+            data.decode()
+    else:
+        assert text.encode() == data
+
+
+@given(st.binary(min_size=1).map(base64.b64encode), st.sampled_from("!-_ \n*"), st.integers(0))
+def test_what_is_not_base64_is_refused(encoded: bytes, junk: str, where: int) -> None:
+    text = encoded.decode()
+    where %= len(text)
+    with pytest.raises(ValidationError, match="not base64"):
+        read({"base64": text[:where] + junk + text[where:]})
+
+
+@pytest.mark.parametrize("body", [{}, {"text": "a", "base64": "YQ=="}, {"text": None}])
+def test_one_form_and_only_one(body: object) -> None:
+    with pytest.raises(ValidationError, match="one of text and base64"):
+        read(body)
+
+
+@pytest.mark.parametrize("body", [5, None, [], {"text": 5}, {"text": "a", "more": 1}])
+def test_what_is_no_context_is_refused(body: object) -> None:
+    with pytest.raises(ValidationError):
+        read(body)
+
+
+def test_a_malformed_item_does_not_spoil_the_others() -> None:
+    call = NextBytesCall.model_validate({"contexts": ["a", {"base64": "!"}, {"text": "b"}]})
+    good, bad, other = call.contexts or []
+    assert isinstance(good, BytesIn)
+    assert isinstance(bad, ValidationError)
+    assert isinstance(other, BytesIn)
+    assert (good.data, other.data) == (b"a", b"b")
+
+
+def test_an_absent_width_is_not_an_unlimited_one() -> None:
+    absent = GreedyCall.model_validate({"context": "a", "steps": 1}).beam
+    unlimited = GreedyCall.model_validate({"context": "a", "steps": 1, "beam": {"K": None}}).beam
+    assert "K" not in absent.model_fields_set
+    assert "K" in unlimited.model_fields_set
+
+
+def test_what_is_not_supported_may_be_null() -> None:
+    body = {"context": "a", "steps": 1, "stop": None, "top_p": None}
+    assert SampleCall.model_validate(body).steps == 1
+    with pytest.raises(ValidationError, match="not supported yet"):
+        SampleCall.model_validate({**body, "stop": []})
