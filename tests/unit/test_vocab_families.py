@@ -1,0 +1,494 @@
+"""Vocabularies of every tokenizer family, on tiny tokenizers trained here and on shipped files."""
+
+import base64
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mistral_common
+import pytest
+import tiktoken
+from hypothesis import given
+from hypothesis import strategies as st
+from mistral_common.tokens.tokenizers.tekken import Tekkenizer
+from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, trainers
+from tokenizers import pre_tokenizers as splitters
+
+from bytelm.errors import UnknownModel, VocabError
+from bytelm.vocab import ByteVocab
+
+SHIPPED = Path(mistral_common.__file__).parent / "data"
+TEXTS = [
+    "The quick brown fox jumps over the lazy dog, 1234 times a day.",
+    "def add(a, b):\n    return a + b\n\n\nprint(add(1, 22))\ttwo  spaces",
+    "The capital of France is Paris. The café is naïve: déjà vu!",
+    "日本語 の 文章 です。 中国 的 首都 是 北京。 🎉🎉",
+] * 3
+WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+BYTE_PIECES = [f"<0x{byte:02X}>" for byte in range(256)]
+SPECIALS = ["<unk>", "<s>", "</s>"]
+ORDINARY = st.text("abcdeTho 日本é🎉13,.:\n\t", max_size=30).filter(lambda t: not t.startswith(" "))
+
+
+def gpt2(splitter: Any = None, normalizer: Any = None) -> Tokenizer:
+    """Byte-level BPE."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = splitter or splitters.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    if normalizer:
+        tokenizer.normalizer = normalizer
+    alphabet = splitters.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=500, special_tokens=SPECIALS, initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(TEXTS, trainer)
+    return tokenizer
+
+
+def llama3(normalizer: Any = None) -> Tokenizer:
+    """Byte-level BPE split by a pattern, whole words looked up before merging."""
+    split = splitters.Split(Regex(WORDS), "isolated")
+    level = splitters.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer = gpt2(splitters.Sequence([split, level]), normalizer)
+    tokenizer.model.ignore_merges = True
+    return tokenizer
+
+
+def byte_normalized() -> Tokenizer:
+    """Byte-level BPE whose normalizer writes the byte alphabet."""
+    return gpt2(splitters.Split(Regex(" ?[^ ]+| +"), "isolated"), normalizers.ByteLevel())
+
+
+def with_added(tokenizer: Tokenizer) -> Tokenizer:
+    """Added tokens of all kinds."""
+    tokenizer.add_tokens(
+        [
+            AddedToken("<think>", normalized=False),
+            AddedToken("naïve 日本", normalized=True),
+            AddedToken("    ", normalized=False),
+            AddedToken("<wide>", lstrip=True, rstrip=True),
+        ]
+    )
+    tokenizer.add_special_tokens([AddedToken("<|end|>", lstrip=True, rstrip=True, normalized=True)])
+    return tokenizer
+
+
+def sentencepiece_bpe(normalizer: Any = None, splitter: Any = None) -> Tokenizer:
+    """BPE with byte fallback, as conversions of SentencePiece models have it."""
+    trained = Tokenizer(models.BPE())
+    trained.pre_tokenizer = splitters.Metaspace()
+    trained.train_from_iterator(TEXTS, trainers.BpeTrainer(vocab_size=250, show_progress=False))
+    model = json.loads(trained.to_str())["model"]
+    texts = dict.fromkeys([*SPECIALS, *BYTE_PIECES, *model["vocab"]])
+    vocab = {text: token_id for token_id, text in enumerate(texts)}
+    merges = [tuple(pair) for pair in model["merges"]]
+    tokenizer = Tokenizer(
+        models.BPE(vocab, merges, byte_fallback=True, unk_token="<unk>", fuse_unk=True)
+    )
+    tokenizer.add_special_tokens(SPECIALS)
+    if normalizer:
+        tokenizer.normalizer = normalizer
+    if splitter:
+        tokenizer.pre_tokenizer = splitter
+    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    tokenizer.decoder = decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)])
+    return tokenizer
+
+
+def llama2() -> Tokenizer:
+    spaces = [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    return sentencepiece_bpe(normalizers.Sequence(spaces))
+
+
+def unigram(byte_fallback: bool) -> Tokenizer:
+    """Unigram pieces; without byte fallback with T5's normalization and splitting."""
+    trained = Tokenizer(models.Unigram())
+    trained.pre_tokenizer = splitters.Metaspace()
+    trainer = trainers.UnigramTrainer(
+        vocab_size=250, special_tokens=SPECIALS, unk_token="<unk>", show_progress=False
+    )
+    trained.train_from_iterator(TEXTS, trainer)
+    pieces = [tuple(pair) for pair in json.loads(trained.to_str())["model"]["vocab"]]
+    if byte_fallback:
+        pieces += [(text, -20.0) for text in BYTE_PIECES]
+    tokenizer = Tokenizer(models.Unigram(pieces, unk_id=0, byte_fallback=byte_fallback))
+    tokenizer.add_special_tokens(SPECIALS)
+    tokenizer.pre_tokenizer = splitters.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    if not byte_fallback:
+        steps = [normalizers.NFKC(), normalizers.Strip(), normalizers.Replace(Regex(" {2,}"), " ")]
+        tokenizer.normalizer = normalizers.Sequence(steps)
+        split = [splitters.WhitespaceSplit(), splitters.Metaspace()]
+        tokenizer.pre_tokenizer = splitters.Sequence(split)
+    return tokenizer
+
+
+def id_of(tokenizer: Tokenizer, text: str) -> int:
+    token_id = tokenizer.token_to_id(text)
+    assert token_id is not None
+    return token_id
+
+
+# Each family: how to make it, and the prefix that its tokenizer puts before a text.
+LOSSLESS: dict[str, tuple[Callable[[], Tokenizer], bytes]] = {
+    "gpt2": (gpt2, b""),
+    "roberta": (lambda: gpt2(splitters.ByteLevel(add_prefix_space=True)), b" "),
+    "llama3": (llama3, b""),
+    "qwen": (lambda: llama3(normalizers.NFC()), b""),
+    "starcoder": (
+        lambda: gpt2(
+            splitters.Sequence(
+                [splitters.Digits(True), splitters.ByteLevel(add_prefix_space=False)]
+            )
+        ),
+        b"",
+    ),
+    "byte normalized": (byte_normalized, b""),
+    "gpt2 with added": (lambda: with_added(gpt2()), b""),
+    "llama2": (llama2, b" "),
+    "llama2 with added": (lambda: with_added(llama2()), b" "),
+    "gemma": (lambda: sentencepiece_bpe(normalizers.Replace(" ", "▁")), b""),
+    "metaspace first": (
+        lambda: sentencepiece_bpe(
+            splitter=splitters.Metaspace(prepend_scheme="first", split=False)
+        ),
+        b" ",
+    ),
+    "metaspace always": (lambda: sentencepiece_bpe(splitter=splitters.Metaspace()), b" "),
+    "metaspace never": (
+        lambda: sentencepiece_bpe(splitter=splitters.Metaspace(prepend_scheme="never")),
+        b"",
+    ),
+    "unigram": (lambda: unigram(byte_fallback=True), b" "),
+}
+
+
+@pytest.fixture(scope="module", params=LOSSLESS)
+def family(request) -> tuple[Tokenizer, ByteVocab, bytes]:
+    make, prefix = LOSSLESS[request.param]
+    tokenizer = make()
+    return tokenizer, ByteVocab.from_tokenizer(tokenizer), prefix
+
+
+@given(text=st.text())
+def test_random_text_comes_back(family, text):
+    _, vocab, _ = family
+    ids = vocab.encode(text.encode())
+    assert vocab.decode(ids) == text.encode()
+    assert not vocab.special_ids & set(ids)
+
+
+@given(data=st.binary())
+def test_random_bytes_come_back(family, data):
+    _, vocab, _ = family
+    assert vocab.decode(vocab.encode(data)) == data
+
+
+@given(text=ORDINARY)
+def test_ids_of_ordinary_text_are_the_tokenizers_own(family, text):
+    tokenizer, vocab, prefix = family
+    assert vocab.prefix == prefix
+    own = tokenizer.encode(text, add_special_tokens=False).ids
+    assert vocab.encode(prefix + text.encode() if text else b"") == own
+
+
+@pytest.mark.parametrize("spelling", [*SPECIALS, "<|end|>", " <|end|> ", "x</s>y", "<0x0A>"])
+def test_a_special_spelling_is_text(family, spelling):
+    _, vocab, _ = family
+    ids = vocab.encode(spelling.encode())
+    assert not vocab.special_ids & set(ids)
+    assert vocab.decode(ids) == spelling.encode()
+    assert len(ids) > 1
+
+
+@pytest.mark.parametrize("data", ["e\u0301 \ufb01 ½", "a▁b", "  x  ", "\x00\x01", "<unk>▁"])
+def test_what_a_tokenizer_would_change_comes_back(family, data):
+    _, vocab, _ = family
+    assert vocab.decode(vocab.encode(data.encode())) == data.encode()
+
+
+def test_text_around_a_changed_place_keeps_its_canonical_ids():
+    vocab = ByteVocab.from_tokenizer(llama3(normalizers.NFC()))
+    ids = vocab.encode("The capital e\u0301 The capital".encode())
+    half = vocab.encode(b"The capital")
+    assert ids[: len(half)] == half
+    assert ids[-len(vocab.encode(b" The capital")) :] == vocab.encode(b" The capital")
+
+
+def test_a_dummy_prefix_space_belongs_to_the_first_word():
+    tokenizer = llama2()
+    vocab = ByteVocab.from_tokenizer(tokenizer)
+    assert vocab.encode(b" The") == tokenizer.encode("The", add_special_tokens=False).ids
+    assert vocab.encode(b"The") != vocab.encode(b" The")
+
+
+def test_byte_pieces_are_bytes_and_the_mark_is_a_space():
+    vocab = ByteVocab.from_tokenizer(llama2())
+    by_text = dict(zip(vocab.token_text, vocab.token_bytes, strict=True))
+    assert by_text["<0x0A>"] == b"\n"
+    assert by_text["▁The"] == b" The"
+
+
+def test_ids_with_equal_bytes_are_all_kept():
+    vocab = ByteVocab.from_tokenizer(llama2())
+    assert [vocab.token_text[i] for i, data in enumerate(vocab.token_bytes) if data == b" "] == [
+        "<0x20>",
+        "▁",
+    ]
+
+
+def test_added_tokens_are_text_in_plain_characters():
+    tokenizer = with_added(gpt2())
+    vocab = ByteVocab.from_tokenizer(tokenizer)
+    assert vocab.token_bytes[id_of(tokenizer, "naïve 日本")] == "naïve 日本".encode()
+    assert vocab.encode(b"<think>") == [id_of(tokenizer, "<think>")]
+    assert id_of(tokenizer, "<think>") in vocab.added_ids - vocab.special_ids
+
+
+def test_an_added_token_does_not_swallow_the_spaces_around_it():
+    tokenizer = with_added(gpt2())
+    vocab = ByteVocab.from_tokenizer(tokenizer)
+    ids = vocab.encode(b"a <wide> b")
+    assert id_of(tokenizer, "<wide>") in ids
+    assert vocab.decode(ids) == b"a <wide> b"
+
+
+def test_an_added_piece_that_the_model_has_is_read_as_a_piece():
+    tokenizer = sentencepiece_bpe(normalizers.Replace(" ", "▁"))
+    tokenizer.add_tokens([AddedToken("▁The", normalized=False)])
+    vocab = ByteVocab.from_tokenizer(tokenizer)
+    assert vocab.token_bytes[id_of(tokenizer, "▁The")] == b" The"
+    assert vocab.decode(vocab.encode("▁The".encode())) == "▁The".encode()
+
+
+def test_special_tokens_have_no_bytes_but_their_text():
+    tokenizer = with_added(gpt2())
+    vocab = ByteVocab.from_tokenizer(tokenizer)
+    end = id_of(tokenizer, "<|end|>")
+    assert (vocab.token_bytes[end], vocab.token_text[end]) == (b"", "<|end|>")
+    assert vocab.literal().token_bytes[end] == b"<|end|>"
+
+
+def test_a_given_eos_is_special():
+    tokenizer = gpt2()
+    vocab = ByteVocab.from_tokenizer(tokenizer, eos_token_ids=[id_of(tokenizer, "a")])
+    assert vocab.token_bytes[id_of(tokenizer, "a")] == b""
+    assert id_of(tokenizer, "a") in vocab.special_ids
+
+
+def test_ids_beyond_the_tokenizer_have_no_bytes():
+    tokenizer = gpt2()
+    size = tokenizer.get_vocab_size()
+    vocab = ByteVocab.from_tokenizer(tokenizer, vocab_size=size + 7)
+    assert vocab.size == size + 7
+    assert vocab.token_bytes[size:] == (b"",) * 7
+    assert vocab.token_text[size:] == ("",) * 7
+
+
+def test_tokens_beyond_the_model_are_not_used():
+    tokenizer = with_added(gpt2())
+    narrow = ByteVocab.from_tokenizer(tokenizer, vocab_size=id_of(tokenizer, "<think>"))
+    ids = narrow.encode(b"The <think> fox")
+    assert narrow.decode(ids) == b"The <think> fox"
+
+
+def test_an_eos_beyond_the_model_is_refused():
+    with pytest.raises(VocabError, match="tokenizer and model belong together"):
+        ByteVocab.from_tokenizer(gpt2(), vocab_size=100, eos_token_ids=[100])
+
+
+def test_missing_ids_have_no_bytes_and_added_ids_keep_their_place():
+    tokenizer = Tokenizer(models.BPE({"a": 0, "b": 1, "c": 6}, []))
+    tokenizer.add_tokens(["cab", "bb"])
+    vocab = ByteVocab.from_tokenizer(tokenizer)
+    assert vocab.token_bytes == (b"a", b"b", b"", b"cab", b"bb", b"", b"c")
+    assert vocab.encode(b"abcabbbc") == tokenizer.encode("abcabbbc").ids == [0, 1, 3, 4, 6]
+
+
+def test_sampling_of_merges_is_left_out():
+    tokenizer = gpt2()
+    whole = json.loads(tokenizer.to_str())
+    whole["model"]["dropout"] = 0.9
+    vocab = ByteVocab.from_tokenizer(Tokenizer.from_str(json.dumps(whole)))
+    assert vocab.encode(b"The quick brown") == tokenizer.encode("The quick brown").ids
+
+
+def test_sampling_of_pieces_is_left_out():
+    tokenizer = unigram(byte_fallback=True)
+    whole = json.loads(tokenizer.to_str())
+    whole["model"] |= {"alpha": 0.1, "nbest_size": -1}
+    vocab = ByteVocab.from_tokenizer(Tokenizer.from_str(json.dumps(whole)))
+    assert vocab.encode(b" The quick brown") == tokenizer.encode("The quick brown").ids
+
+
+def test_without_byte_fallback_words_have_their_canonical_ids():
+    tokenizer = unigram(byte_fallback=False)
+    vocab = ByteVocab.from_tokenizer(tokenizer)
+    own = tokenizer.encode("The lazy dog", add_special_tokens=False).ids
+    assert vocab.encode(vocab.prefix + b"The lazy dog") == own
+
+
+def test_without_byte_fallback_spaces_come_back():
+    vocab = ByteVocab.from_tokenizer(unigram(byte_fallback=False))
+    assert vocab.decode(vocab.encode(b"  The  dog ")) == b"  The  dog "
+
+
+def test_without_byte_fallback_a_byte_that_no_piece_has_is_named():
+    vocab = ByteVocab.from_tokenizer(unigram(byte_fallback=False))
+    with pytest.raises(VocabError, match="byte 0x3C at offset 4"):
+        vocab.encode(b"The <s>")
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "reason"),
+    [
+        (Tokenizer(models.WordPiece({"[UNK]": 0, "a": 1, "##b": 2})), "WordPiece drops the spaces"),
+        (Tokenizer(models.WordLevel({"[UNK]": 0}, "[UNK]")), "word-level"),
+        (Tokenizer(models.BPE({"a</w>": 0}, [], end_of_word_suffix="</w>")), "'</w>' marks"),
+        (Tokenizer(models.BPE({"a": 0}, [], continuing_subword_prefix="##")), "'##' stands in"),
+    ],
+    ids=["wordpiece", "wordlevel", "end of word", "continuing"],
+)
+def test_a_family_that_drops_spaces_is_refused_with_the_reason(tokenizer, reason):
+    with pytest.raises(VocabError, match=reason):
+        ByteVocab.from_tokenizer(tokenizer)
+
+
+def test_a_splitter_that_drops_spaces_is_refused_with_the_reason():
+    tokenizer = Tokenizer(models.BPE({"a": 0}, []))
+    tokenizer.pre_tokenizer = splitters.Whitespace()
+    with pytest.raises(VocabError, match="pre-tokenizer Whitespace drops spaces"):
+        ByteVocab.from_tokenizer(tokenizer)
+
+
+def test_an_unknown_kind_of_tokenizer_is_refused():
+    with pytest.raises(VocabError, match="class object says nothing"):
+        ByteVocab.from_tokenizer(object())
+
+
+@pytest.fixture(scope="module", params=["tokenizer.model.v1", "*241114.model.v7", "tekken_240911*"])
+def shipped(request) -> tuple[Callable[[str], list[int]], ByteVocab]:
+    """The tokenizer's own ids of a text, and its vocabulary."""
+    (path,) = SHIPPED.glob(request.param)
+    if path.suffix == ".json":
+        tekken = Tekkenizer.from_file(path)
+        return lambda text: tekken.encode(text, bos=False, eos=False), ByteVocab.from_file(path)
+    return SentencePieceProcessor(model_file=str(path)).encode, ByteVocab.from_file(path)
+
+
+@given(data=st.one_of(st.binary(), st.text().map(str.encode)))
+def test_bytes_come_back_through_shipped_tokenizers(shipped, data):
+    _, vocab = shipped
+    ids = vocab.encode(data)
+    assert vocab.decode(ids) == data
+    assert not vocab.special_ids & set(ids)
+
+
+@given(text=st.text("abcdeTho 日本é🎉13,.:\n\t", min_size=1, max_size=30))
+def test_ids_are_the_shipped_tokenizers_own(shipped, text):
+    own, vocab = shipped
+    assert vocab.encode(vocab.prefix + text.encode()) == own(text)
+
+
+def test_shipped_tokenizers_know_their_marks(shipped):
+    _, vocab = shipped
+    assert (vocab.bos_token_id, vocab.eos_token_ids) == (1, (2,))
+    assert vocab.token_text[1:3] == ("<s>", "</s>")
+    assert {0, 1, 2} <= vocab.special_ids
+    assert vocab.decode(vocab.encode(b"</s>[INST]")) == b"</s>[INST]"
+
+
+def test_a_normalizing_sentencepiece_model_without_fallback(tmp_path):
+    lines = iter(["the quick brown fox", "the lazy dog ate the fox", "a quick dog"] * 20)
+    SentencePieceTrainer.train(
+        sentence_iterator=lines,
+        model_prefix=str(tmp_path / "m"),
+        vocab_size=40,
+        hard_vocab_limit=False,
+        user_defined_symbols=["<x>"],
+        minloglevel=2,
+    )
+    processor = SentencePieceProcessor(model_file=str(tmp_path / "m.model"))
+    vocab = ByteVocab.from_tokenizer(processor)
+    assert vocab.encode(b" the quick dog") == processor.encode("the quick dog")
+    assert vocab.decode(vocab.encode(b"the  dog ")) == b"the  dog "
+    assert processor.piece_to_id("<x>") in vocab.added_ids - vocab.special_ids
+    assert vocab.encode(b"<x>") == [processor.piece_to_id("<x>")]
+    with pytest.raises(VocabError, match="byte 0xC3 at offset 4"):
+        vocab.encode("the é".encode())
+
+
+@pytest.fixture
+def ranks() -> dict[bytes, int]:
+    singles = {bytes([byte]): byte for byte in range(256)}
+    return singles | {b"th": 256, b"the": 257, b" the": 258, "é".encode(): 259}
+
+
+def test_a_tiktoken_encoding(ranks):
+    encoding = tiktoken.Encoding(
+        "tiny", pat_str=r" ?\w+|\W", mergeable_ranks=ranks, special_tokens={"<|endoftext|>": 262}
+    )
+    vocab = ByteVocab.from_tokenizer(encoding)
+    assert vocab.eos_token_ids == (262,)
+    assert vocab.token_bytes[259:] == ("é".encode(), b"", b"", b"")
+    assert vocab.encode("the thé<|endoftext|>".encode()) == encoding.encode_ordinary(
+        "the thé<|endoftext|>"
+    )
+    assert vocab.decode(vocab.encode(b"\xffthe\xc3")) == b"\xffthe\xc3"
+
+
+def test_a_tiktoken_file_needs_its_pattern(tmp_path, ranks):
+    path = tmp_path / "tiny.tiktoken"
+    path.write_bytes(b"".join(base64.b64encode(t) + b" %d\n" % r for t, r in ranks.items()))
+    vocab = ByteVocab.from_file(path, pattern=r" ?\w+|\W", special_tokens={"<e>": 260})
+    assert vocab.encode(b"the the") == [257, 258]
+    assert vocab.special_ids == {260}
+    with pytest.raises(VocabError, match="give its pattern"):
+        ByteVocab.from_file(path)
+
+
+def test_a_file_of_another_kind_is_refused(tmp_path):
+    (tmp_path / "x").write_text("no tokenizer")
+    with pytest.raises(VocabError, match="is no tokenizer.json"):
+        ByteVocab.from_file(tmp_path / "x")
+    with pytest.raises(UnknownModel, match="no tokenizer file"):
+        ByteVocab.from_file(tmp_path / "missing")
+
+
+def test_a_tokenizer_json_file(tmp_path):
+    gpt2().save(str(tmp_path / "tokenizer.json"))
+    vocab = ByteVocab.from_file(tmp_path / "tokenizer.json", eos_token_ids=[2])
+    assert vocab.fingerprint() == ByteVocab.from_tokenizer(gpt2(), eos_token_ids=[2]).fingerprint()
+
+
+@pytest.fixture
+def model_directory(tmp_path) -> Path:
+    gpt2().save(str(tmp_path / "tokenizer.json"))
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "</s>"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings | {"bos_token": "<s>"}))
+    return tmp_path
+
+
+def test_a_model_directory_says_width_and_eos(model_directory):
+    (model_directory / "config.json").write_text('{"text_config": {"vocab_size": 600}}')
+    (model_directory / "generation_config.json").write_text('{"eos_token_id": [0, 2]}')
+    vocab = ByteVocab.from_pretrained(model_directory)
+    assert (vocab.size, vocab.eos_token_ids, vocab.bos_token_id) == (600, (2, 0), 1)
+
+
+def test_a_model_directory_may_hold_a_tokenizer_alone(model_directory):
+    vocab = ByteVocab.from_pretrained(model_directory)
+    assert (vocab.size, vocab.eos_token_ids) == (gpt2().get_vocab_size(), (2,))
+
+
+def test_a_lone_sentencepiece_file_keeps_its_dummy_prefix(tmp_path):
+    (tmp_path / "tokenizer.model").write_bytes((SHIPPED / "tokenizer.model.v1").read_bytes())
+    (tmp_path / "config.json").write_text('{"model_type": "mistral", "vocab_size": 32000}')
+    assert ByteVocab.from_pretrained(tmp_path).prefix == b" "
+
+
+def test_a_path_without_a_tokenizer_is_an_unknown_model(tmp_path):
+    with pytest.raises(UnknownModel, match="no tokenizer can be loaded"):
+        ByteVocab.from_pretrained(tmp_path)
