@@ -54,7 +54,7 @@ class EngineStats:
         shared: calls that were answered by an evaluation already in flight.
         tokens_computed: tokens that went through the model, generated ones included.
         tokens_cached: prompt tokens that the prefix cache supplied instead.
-        in_flight: evaluations that have not ended.
+        in_flight: evaluations that have not ended, aborted ones included.
         slots: how many rows can be on their way at a time.
         slots_free: how many of them are not.
     """
@@ -108,7 +108,8 @@ class VllmEngine:
         self._pool = SlotPool(started.slots.address.count)
         self._doubtful: list[int] = []
         self._settling: asyncio.Task[None] | None = None
-        self._in_flight: dict[Key, _Evaluation] = {}
+        self._in_flight: dict[Key, _Evaluation] = {}  # those that a new call may join
+        self._unfinished = 0
         self._tasks: set[asyncio.Task[Any]] = set()
         self._nonces = itertools.count(1)
         self._evaluations = self._shared = self._tokens_computed = self._tokens_cached = 0
@@ -172,7 +173,7 @@ class VllmEngine:
             shared=self._shared,
             tokens_computed=self._tokens_computed,
             tokens_cached=self._tokens_cached,
-            in_flight=len(self._in_flight),
+            in_flight=self._unfinished,
             slots=self._slots.address.count,
             slots_free=len(self._pool),
         )
@@ -294,7 +295,13 @@ class VllmEngine:
 
     async def _evaluate(self, evaluation: _Evaluation) -> None:
         """Send a request, wait for its end, hand its row to the waiters and its slot back."""
-        slot = await self._pool.acquire()
+        self._unfinished += 1
+        try:
+            await self._use_slot(evaluation, await self._pool.acquire())
+        finally:
+            self._unfinished -= 1
+
+    async def _use_slot(self, evaluation: _Evaluation, slot: int) -> None:
         try:
             row = await self._row(evaluation, slot)
         except Exception as error:
@@ -404,8 +411,10 @@ class VllmEngine:
             raise InputError(f"max_tokens is {max_tokens}: at least one token must be asked for")
         if not 0 <= temperature < float("inf"):
             raise InputError(f"temperature is {temperature}: give a finite number from 0 up")
+        if seed is not None and not 0 <= seed < 1 << 63:
+            raise InputError(f"seed is {seed}: give a number in 0..2**63-1")
         params = SamplingParams(
-            max_tokens=max_tokens,
+            max_tokens=min(max_tokens, self.max_model_len),
             temperature=temperature,
             seed=seed,
             ignore_eos=True,
