@@ -13,15 +13,16 @@ from __future__ import annotations
 import asyncio
 import html
 import math
-from collections.abc import Awaitable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
 from bytelm import beam_kernels as kernels
 from bytelm.byte_lm import StatefulByteLM
 from bytelm.errors import BeamError, EmptyBeam, Terminated
+from bytelm.genlm import BackendLM, as_token_lm
 from bytelm.healing import Reading, heal
 from bytelm.logprobs import EOS, SIZE, LazyByteProbs, check_symbol, checked_bytes, escape
 from bytelm.rows import Row, RowSource
@@ -183,23 +184,27 @@ class ByteBeamState(StatefulByteLM):
     @classmethod
     async def initial(
         cls,
-        llm: AsyncTokenLM,
+        llm: AsyncTokenLM | BackendLM,
         params: BeamParams,
+        trie_opts: Mapping[str, Any] | None = None,
+        *,
         initial_context: Sequence[int] | None = None,
     ) -> Self:
         """The state before any byte.
 
         Args:
-            llm: the token LM.
+            llm: the token LM; a genlm.backend model is adapted (see ``bytelm.genlm``).
             params: the beam's parameters.
+            trie_opts: how genlm-bytes builds its trie; not used, but calls that have it run.
             initial_context: token ids; by default the model's BOS.
 
         Raises:
             VocabError: when no context is given and the model has neither BOS nor EOS.
             BeamError: when an EOS token is not in the vocabulary.
         """
-        source = RowSource(llm, params.eos_byte_strings, params.special_tokens == "literal")
-        context = llm.vocab.initial_context if initial_context is None else initial_context
+        lm = as_token_lm(llm)
+        source = RowSource(lm, params.eos_byte_strings, params.special_tokens == "literal")
+        context = lm.vocab.initial_context if initial_context is None else initial_context
         return cls(source, params, (), roots=[(tuple(context), 0.0)])
 
     # What the beam holds.
