@@ -142,26 +142,18 @@ class CanonicalEncoder:
     def _encode_around_changes(self, text: str, spans: list[Span], offset: int) -> list[int]:
         ids: list[int] = []
         done = 0
-
-        def spell_up_to(end: int) -> None:
-            nonlocal ids, offset, done
-            missing = text[done:end].encode()
-            ids += self._longest_match.encode(missing, offset)
-            offset += len(missing)
-            done = end
-
-        for group in _grouped(spans):
-            start, end = group[0].start, max(span.end for span in group)
-            group_ids = [span.token_id for span in group]
-            spelled = self._spelled(group_ids)
-            if start < done or start == end or spelled != text[start:end].encode():
+        for group, start, end in _grouped(spans):
+            given = text[start:end].encode()
+            if start < done or not given or self._spelled(group) != given:
                 continue
-            spell_up_to(start)
-            ids += group_ids
-            offset += len(spelled)
+            if start > done:
+                missing = text[done:start].encode()
+                ids += self._longest_match.encode(missing, offset)
+                offset += len(missing)
+            ids += group
+            offset += len(given)
             done = end
-        spell_up_to(len(text))
-        return ids
+        return ids + self._longest_match.encode(text[done:].encode(), offset)
 
     def _spelled(self, ids: list[int]) -> bytes | None:
         """The ids' bytes; None when one of them is beyond the model's vocabulary."""
@@ -175,19 +167,24 @@ class CanonicalEncoder:
         return LongestMatch(self._token_bytes)
 
 
-def _grouped(spans: list[Span]) -> list[list[Span]]:
-    """Spans that overlap, such as the bytes of one character, together.
+def _grouped(spans: list[Span]) -> list[tuple[list[int], int, int]]:
+    """The ids and characters of spans; those that overlap (bytes of one character) together.
 
     A span without characters belongs to what follows it: SentencePiece gives a character to the
     last of its bytes.
     """
-    groups: list[list[Span]] = []
-    began = reached = 0
-    for span in spans:
-        if groups and (span.start < reached or began == reached):
-            groups[-1].append(span)
-        else:
-            groups.append([span])
-            began = span.start
-        reached = max(reached, span.end)
+    groups: list[tuple[list[int], int, int]] = []
+    ids: list[int] = []
+    first = last = 0
+    for token_id, start, end in spans:
+        if ids and start >= last and first < last:
+            groups.append((ids, first, last))
+            ids = []
+        if not ids:
+            first = last = start
+        ids.append(token_id)
+        if end > last:
+            last = end
+    if ids:
+        groups.append((ids, first, last))
     return groups
