@@ -21,13 +21,19 @@ import numpy as np
 
 from bytelm import beam_kernels as kernels
 from bytelm.byte_lm import StatefulByteLM
-from bytelm.errors import BeamError, EmptyBeam, Terminated
+from bytelm.errors import BeamError, ContextTooLong, EmptyBeam, Terminated, VocabError
 from bytelm.genlm import BackendLM, as_token_lm
 from bytelm.healing import Reading, heal
 from bytelm.logprobs import EOS, SIZE, LazyByteProbs, check_symbol, checked_bytes, escape
+from bytelm.prefill import TAIL, Trunk, TrunkFinder
 from bytelm.rows import Row, RowSource
 from bytelm.token_lm import AsyncTokenLM, StatefulTokenizedLM
 from bytelm.trie import ROOT
+
+SHORT = 32
+"""Up to so many bytes added to a text are walked even by a fast prefill."""
+AHEAD = 64
+"""How many evaluations a fast prefill submits at once at most; each holds a row of memory."""
 
 Path = tuple[int, ...]
 """The tokens of a candidate, the initial context included, the partial token not."""
@@ -152,11 +158,11 @@ class ByteBeamState(StatefulByteLM):
         self,
         source: RowSource,
         params: BeamParams,
-        paths: Sequence[Path],
+        anchor: Path,
+        paths: Sequence[Path] = (),
         candidates: _Candidates = _NONE,
         roots: Sequence[tuple[Path, float]] = (),
         terminated: bool = False,
-        prefilling: bool = False,
         rows: dict[tuple[int, int], Row] | None = None,
     ) -> None:
         """For this package; users begin with ``initial``.
@@ -164,20 +170,20 @@ class ByteBeamState(StatefulByteLM):
         Args:
             source: evaluates contexts.
             params: the beam's parameters.
+            anchor: the tokens that are no text, up to where the text begins.
             paths: the tokens of each of ``candidates``.
             candidates: those below the root of the trie, best first.
             roots: tokens and weight of candidates at the root, or at EOS if ``terminated``.
             terminated: whether EOS was consumed.
-            prefilling: whether EOS tokens that have bytes count as these.
             rows: evaluations made so far, by (candidate, token that ends it).
         """
         self.source = source
         self.params = params
         self.terminated = terminated
+        self._anchor = anchor
         self._paths = paths
         self._candidates = candidates
         self._roots = roots
-        self._prefilling = prefilling
         self._rows: dict[tuple[int, int], Row] = {} if rows is None else rows
         self._log_z: float | None = None
 
@@ -205,7 +211,14 @@ class ByteBeamState(StatefulByteLM):
         lm = as_token_lm(llm)
         source = RowSource(lm, params.eos_byte_strings, params.special_tokens == "literal")
         context = lm.vocab.initial_context if initial_context is None else initial_context
-        return cls(source, params, (), roots=[(tuple(context), 0.0)])
+        anchor = tuple(context)
+        state = cls(source, params, anchor, roots=[(anchor, 0.0)])
+        if initial_context is None and source.vocab.prefix:
+            state = await state._walk(source.vocab.prefix)
+            # The tokenizer put it there, not the model: it has no part in logZ.
+            weight = state._candidates.weight - state.logZ
+            state = state._with(state._paths, state._candidates._replace(weight=weight))
+        return state
 
     # What the beam holds.
 
@@ -236,9 +249,34 @@ class ByteBeamState(StatefulByteLM):
 
     @property
     def context(self) -> bytes:
-        """The bytes consumed so far, as the best candidate spells them."""
+        """The bytes consumed so far."""
         for candidate in self:
-            return self.source.vocab.decode(candidate.tokens) + candidate.partial
+            text = self.source.vocab.decode(candidate.tokens) + candidate.partial
+            return text.removeprefix(self._prefix)
+        return b""
+
+    @property
+    def at_limit(self) -> bool:
+        """Whether the best candidate ought to be extended, but is as long as the model takes."""
+        if not self._paths:
+            return any(not self.source.fits(len(path)) for path, _ in self._roots)
+        if self.source.fits(len(self._paths[0]) + 1):
+            return False
+        extensions = self._extensions(self.logZ, self.params.log_prune_threshold)
+        return any(i == 0 for (i, _), _, _ in extensions)
+
+    @property
+    def _prefix(self) -> bytes:
+        """What the tokenizer put before the text."""
+        initial = self.source.vocab.initial_context
+        return self.source.vocab.prefix if self._anchor[: len(initial)] == initial else b""
+
+    @property
+    def _text(self) -> bytes:
+        """The bytes consumed behind the anchor, the tokenizer's prefix included."""
+        for candidate in self:
+            text = self.source.vocab.decode(candidate.tokens[len(self._anchor) :])
+            return text + candidate.partial
         return b""
 
     # What comes next.
@@ -302,19 +340,65 @@ class ByteBeamState(StatefulByteLM):
             return self
         return self._with(self._paths[:kept], self._candidates.chosen(slice(kept)), rows=self._rows)
 
-    async def prefill(self, bs: bytes | Iterable[int], mode: str = "exact") -> Self:
-        """The state after bytes that are known in advance; see ``StatefulByteLM.prefill``.
+    async def prefill(
+        self, bs: bytes | Iterable[int], mode: str = "fast", tail: int = TAIL
+    ) -> Self:
+        """The state after bytes that are known in advance.
+
+        EOS tokens that have bytes count as these meanwhile, and no byte ends the text.
 
         Args:
             bs: bytes to consume.
-            mode: ``"exact"`` walks byte by byte.
+            mode: ``"fast"`` takes the trunk of the whole text as it is and walks the rest,
+                see ``bytelm.prefill``; ``logZ`` then leaves out its probability. Where little is
+                added to a text, and with ``"exact"``, the beam walks byte by byte.
+            tail: how many word ends lie behind the trunk.
+
+        Raises:
+            BeamError: when ``mode`` is unknown, or ``tail`` below 1.
+            ContextTooLong: when the canonical tokens are more than the model takes.
         """
-        if mode != "exact":
-            raise BeamError(f'mode is "exact", got {mode!r}')
-        state = self._in_mode(prefilling=True)
-        for b in checked_bytes(bs):
-            state = await (state.prune() << b)
-        return state._in_mode(prefilling=False)
+        if mode not in ("fast", "exact"):
+            raise BeamError(f'mode is "fast" or "exact", got {mode!r}')
+        if tail < 1:
+            raise BeamError(f"tail must be at least 1, got {tail}")
+        added = checked_bytes(bs)
+        self._check_open()
+        if not added:
+            return self
+        before = self._text
+        trunk = TrunkFinder.of(self.source.vocab).find(before + added, tail)
+        self._check_fits(len(trunk.tokens) + len(trunk.rest_tokens))
+        fresh = before in (b"", self._prefix)
+        spelling = self._reading(self.source.spelling_eos())
+        if mode == "exact" or (len(added) <= SHORT and not fresh):
+            state = await spelling._walk(added)
+        elif trunk.tokens or fresh:
+            state = await spelling._from_trunk(trunk)
+        else:
+            state = await spelling._walk(added)
+        return state._reading(self.source)
+
+    def insert(self, tokens: Sequence[int]) -> Self:
+        """The state after tokens that are no text, such as ``<|im_start|>``: an intervention.
+
+        The text before them is tokenized canonically, so that one candidate is left; no weight
+        changes, and nothing is evaluated.
+
+        Raises:
+            VocabError: when one of ``tokens`` is not in the vocabulary, or has bytes.
+            ContextTooLong: when the canonical tokens are more than the model takes.
+        """
+        self._check_open()
+        vocab = self.source.vocab
+        for token in tokens:
+            if not 0 <= token < vocab.size or vocab.token_bytes[token]:
+                raise VocabError(f"token {token} cannot be inserted: it is no special token")
+        before = self._text
+        ids = vocab.encode(before) if before != self._prefix else []
+        self._check_fits(len(ids) + len(tokens))
+        anchor = (*self._anchor, *ids, *tokens)
+        return type(self)(self.source, self.params, anchor, roots=[(anchor, self.logZ)])
 
     # How it gets there.
 
@@ -329,8 +413,9 @@ class ByteBeamState(StatefulByteLM):
         wanted += self._extensions(log_z, self.params.log_prune_threshold)
         if need_one and not wanted:
             wanted = sorted(self._extensions(log_z, -math.inf), key=lambda e: -e[2])[:1]
+        wanted = [one for one in wanted if self.source.fits(len(one[1]))]
         missing = [(key, path) for key, path, _ in wanted if key not in self._rows]
-        rows = await gather([self.evaluate(path) for _, path in missing])
+        rows = await gather([self.source.evaluate(path) for _, path in missing])
         for (key, _), row in zip(missing, rows, strict=True):
             self._rows[key] = row
         return [_Opened(path, weight, self._rows[key]) for key, path, weight in wanted]
@@ -348,7 +433,6 @@ class ByteBeamState(StatefulByteLM):
         return [
             ((i, token), (*self._paths[i], token), weight)
             for i, token, weight in zip(*(column.tolist() for column in found), strict=True)
-            if self.source.fits(len(self._paths[i]) + 1)
         ]
 
     def _joined(
@@ -379,9 +463,41 @@ class ByteBeamState(StatefulByteLM):
             paths = [paths[i] for i in ranks]
         return self._with(paths, moved)
 
-    async def evaluate(self, path: Path) -> Row:
-        """One evaluation, read as this state reads EOS tokens."""
-        return await self.source.evaluate(path, self._prefilling)
+    async def _walk(self, bs: bytes) -> Self:
+        state = self
+        for b in bs:
+            state = await (state.prune() << b)
+        return state
+
+    async def _from_trunk(self, trunk: Trunk) -> Self:
+        """The state behind a trunk, walked on through the rest.
+
+        The rest's canonical tokenization is where most of the weight will be: its evaluations are
+        submitted at once.
+        """
+        base = (*self._anchor, *trunk.tokens)
+        ahead = [(*base, *trunk.rest_tokens[:n]) for n in range(len(trunk.rest_tokens) + 1)]
+        submitted = {
+            path: asyncio.ensure_future(self.source.lm.next_token_logprobs(path))
+            for path in ahead[:AHEAD]
+            if self.source.fits(len(path))
+        }
+        try:
+            source = self.source.knowing(submitted)
+            state = type(self)(source, self.params, self._anchor, roots=[(base, 0.0)])
+            return await state._walk(trunk.rest)
+        finally:
+            for task in submitted.values():
+                task.cancel()
+            await asyncio.gather(*submitted.values(), return_exceptions=True)
+
+    def _check_fits(self, length: int) -> None:
+        length += len(self._anchor)
+        if not self.source.fits(length):
+            raise ContextTooLong(
+                f"the context is {length} tokens long, the model takes at most "
+                f"{self.source.lm.max_context_tokens}: shorten it"
+            )
 
     def from_reading(self, reading: Reading) -> Self:
         """The beam whose only candidate is ``reading``."""
@@ -409,22 +525,15 @@ class ByteBeamState(StatefulByteLM):
         rows: dict[tuple[int, int], Row] | None = None,
     ) -> Self:
         return type(self)(
-            self.source, self.params, paths, candidates, roots, terminated, self._prefilling, rows
+            self.source, self.params, self._anchor, paths, candidates, roots, terminated, rows
         )
 
-    def _in_mode(self, prefilling: bool) -> Self:
-        """The same candidates; EOS tokens that have bytes are read anew where it matters."""
-        rows = None if self.source.has_spelled_eos else self._rows
-        return type(self)(
-            self.source,
-            self.params,
-            self._paths,
-            self._candidates,
-            self._roots,
-            self.terminated,
-            prefilling,
-            rows,
-        )
+    def _reading(self, source: RowSource) -> Self:
+        """The same candidates; contexts are evaluated by ``source`` from here on."""
+        rows = None if source.has_spelled_eos or self.source.has_spelled_eos else self._rows
+        state = self._with(self._paths, self._candidates, self._roots, self.terminated, rows)
+        state.source = source
+        return state
 
     def _check_open(self) -> None:
         if self.terminated:

@@ -79,7 +79,7 @@ async def heal(state: BeamT, b: int) -> BeamT | None:
         if candidate.terminated or not candidate.partial:
             continue
         partial = candidate.partial
-        row = await state.evaluate(candidate.tokens)
+        row = await state.source.evaluate(candidate.tokens)
         node = trie.descend(partial)
         weight = candidate.weight - row.log_mass(trie.lo[node], trie.hi[node])
         back = len(partial) if params.heal_max_backoff is None else params.heal_max_backoff
@@ -125,4 +125,4 @@ async def _reread(state: BeamT, reading: Reading, rest: bytes, b: int) -> BeamT 
 
 async def _opened(state: ByteBeamState, reading: Reading, token: int, weight: float) -> Reading:
     path = (*reading.path, token)
-    return Reading(state.source, path, await state.evaluate(path), ROOT, weight)
+    return Reading(state.source, path, await state.source.evaluate(path), ROOT, weight)

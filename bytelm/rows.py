@@ -7,7 +7,8 @@ is renormalised, once. This module knows token LMs and tries; it must not know b
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Iterable, Mapping
+from copy import copy
 
 import numpy as np
 from numpy.typing import NDArray
@@ -126,9 +127,8 @@ class RowSource:
         ids = self.vocab.eos_token_ids if eos_tokens is None else self._find(eos_tokens)
         in_trie = [i for i in ids if self.vocab.token_bytes[i]]
         self._eos_ids = np.array(sorted(ids), np.int64)
-        self._plain_eos_ids = np.array(sorted(set(ids) - set(in_trie)), np.int64)
         self._hidden = np.flatnonzero(np.isin(self.trie.order, in_trie))
-        self._nothing = np.array([], np.int64)
+        self._known: Mapping[tuple[int, ...], Awaitable[NDArray[np.float32]]] = {}
 
     def _find(self, eos_tokens: Iterable[bytes | int]) -> set[int]:
         found: set[int] = set()
@@ -154,25 +154,34 @@ class RowSource:
         """Whether a context of ``length`` tokens can be evaluated."""
         return self.lm.max_context_tokens is None or length <= self.lm.max_context_tokens
 
-    async def evaluate(self, context: Sequence[int], prefilling: bool = False) -> Row:
-        """One evaluation.
+    def spelling_eos(self) -> RowSource:
+        """The same, but EOS tokens that have bytes are read as these bytes."""
+        if not self.has_spelled_eos:
+            return self
+        source = copy(self)
+        spelled = self.trie.order[self._hidden]
+        source._eos_ids = self._eos_ids[~np.isin(self._eos_ids, spelled)]
+        source._hidden = self._hidden[:0]
+        return source
 
-        Args:
-            context: token ids.
-            prefilling: read EOS tokens that have bytes as these bytes.
-        """
-        return self.read(await self.lm.next_token_logprobs(context), prefilling)
+    def knowing(self, known: Mapping[tuple[int, ...], Awaitable[NDArray[np.float32]]]) -> RowSource:
+        """The same, but contexts in ``known`` are not evaluated again."""
+        source = copy(self)
+        source._known = known
+        return source
 
-    def read(self, logprobs: NDArray[np.float32], prefilling: bool = False) -> Row:
+    async def evaluate(self, context: tuple[int, ...]) -> Row:
+        """One evaluation of the tokens ``context``."""
+        known = self._known.get(context)
+        return self.read(await (known or self.lm.next_token_logprobs(context)))
+
+    def read(self, logprobs: NDArray[np.float32]) -> Row:
         """A model's answer as a Row.
 
         Raises:
             VocabError: when it gives no probability to any token with bytes, nor to EOS.
         """
-        if prefilling:
-            row = Row(logprobs, self.trie, self._plain_eos_ids, self._nothing)
-        else:
-            row = Row(logprobs, self.trie, self._eos_ids, self._hidden)
+        row = Row(logprobs, self.trie, self._eos_ids, self._hidden)
         if not row.mass > 0.0:
             raise VocabError("the model gives all probability to tokens that have no bytes")
         return row

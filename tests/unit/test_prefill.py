@@ -1,0 +1,247 @@
+"""Trunks: tokens that no later byte can change, and the states behind them."""
+
+from pathlib import Path
+
+import mistral_common
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from bytelm.beam import BeamParams, ByteBeamState
+from bytelm.errors import BeamError, ContextTooLong, VocabError
+from bytelm.logprobs import EOS
+from bytelm.prefill import TrunkFinder
+from bytelm.testing import BruteForce, StubLM, assert_exact, assert_normalised
+from bytelm.vocab import ByteVocab
+
+SHIPPED = Path(mistral_common.__file__).parent / "data"
+# The splitting patterns of GPT-2, Llama 3 and GPT-4o, which differ in what joins across a boundary.
+PATTERNS = {
+    "gpt2": r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
+    "llama3": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    "gpt4o": r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+"
+    r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+}
+TRAINING = [
+    "The capital of France is Paris, isn't it? We're sure that they'll say it's so.",
+    "def total(items):\n    return sum(item.price * 1.25 for item in items)\n\n\n",
+    "北京是中国的首都，上海是最大的城市。我们都知道。",
+    "naïve café, 12345 and 67890; don't, can't, I've, you'd.   \n  \n\tend",
+] * 5
+
+
+def trained(pattern: str) -> ByteVocab:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(pattern), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=600, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    tokenizer.train_from_iterator(TRAINING, trainer)
+    return ByteVocab.from_tokenizer(tokenizer)
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        *PATTERNS,
+        "tekken_240911.json",
+        "tokenizer.model.v1",
+        "mistral_instruct_tokenizer_240323.model.v3",
+    ],
+)
+def vocab(request) -> ByteVocab:
+    if request.param in PATTERNS:
+        return trained(PATTERNS[request.param])
+    return ByteVocab.from_file(SHIPPED / request.param)
+
+
+words = st.sampled_from(
+    ["The", " capital", " of", " don", "'t", "'", "I", "'r", "e", " ", "  ", "\n", "\t", "1", "23",
+     "4567", ".", ",", ")", "](", "。", "，", "北京", "是", "é", "e\u0301", "/", "_", "-", "def", "X",
+     "😀", "\u200b"]
+)  # fmt: skip
+texts = st.lists(words, max_size=14).map("".join)
+tails = st.one_of(texts.map(str.encode), st.binary(max_size=6))
+
+
+@settings(max_examples=300)
+@given(text=texts, cut=st.integers(0, 2), after=tails, tail=st.integers(1, 3))
+def test_no_later_byte_changes_a_trunk(vocab, text, cut, after, tail):
+    data = vocab.prefix + text.encode()
+    data = data[: len(data) - cut]
+    trunk = TrunkFinder.of(vocab).find(data, tail)
+    assert vocab.decode(trunk.tokens) + trunk.rest == data
+    assert [*trunk.tokens, *trunk.rest_tokens] == vocab.encode(data)
+    assert vocab.encode(data + after)[: len(trunk.tokens)] == list(trunk.tokens)
+
+
+def test_a_trunk_leaves_as_many_word_ends_as_asked_for(vocab):
+    text = vocab.prefix + b"The capital of France is Par"
+    rests = [TrunkFinder.of(vocab).find(text, tail).rest for tail in (1, 2, 3)]
+    assert rests == [b" Par", b" is Par", b" France is Par"]
+
+
+def test_a_text_without_a_word_end_has_no_trunk(vocab):
+    text = vocab.prefix + b"a" * 50
+    trunk = TrunkFinder.of(vocab).find(text)
+    assert trunk.tokens == ()
+    assert trunk.rest == text
+
+
+WORDS = ByteVocab.from_bytes(
+    [b"", b"", b"", *[bytes([b]) for b in range(32, 127)], b"the", b" the", b" c", b"at", b" cat"],
+    bos_token_id=0,
+    eos_token_ids=[1],
+)
+
+
+class _Recording(StubLM):
+    """Remembers which contexts were evaluated."""
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.contexts: list[tuple[int, ...]] = []
+
+    async def next_token_logprobs(self, token_ids):
+        self.contexts.append(tuple(token_ids))
+        return await super().next_token_logprobs(token_ids)
+
+
+async def initial(lm, params=None, **kwargs) -> ByteBeamState:
+    return await ByteBeamState.initial(lm, params or BeamParams(K=None), **kwargs)
+
+
+async def test_a_fast_prefill_is_exact_behind_its_trunk():
+    """As brute force gives it, with the trunk's tokens as the context."""
+    lm = StubLM(WORDS)
+    text = b"the cat the cat"
+    trunk = TrunkFinder.of(WORDS).find(text)
+    assert WORDS.decode(trunk.tokens) == b"the cat"
+    state = await (await initial(lm)).prefill(text)
+    want = BruteForce(lm.row, WORDS, (0, *trunk.tokens))
+    await assert_exact(state, trunk.rest, want)
+    assert np.exp(state.logZ) == pytest.approx(want.prefix(trunk.rest), rel=1e-6)
+    assert state.context == text
+
+
+async def test_a_fast_prefill_never_evaluates_what_lies_inside_its_trunk():
+    lm = _Recording(WORDS)
+    text = b"the cat the cat the cat"
+    trunk = TrunkFinder.of(WORDS).find(text)
+    await (await initial(lm)).prefill(text)
+    assert all(context[1 : 1 + len(trunk.tokens)] == trunk.tokens for context in lm.contexts)
+    assert len(set(lm.contexts)) == len(lm.contexts)
+
+
+async def test_a_later_long_prefill_takes_the_trunk_of_the_whole_text():
+    lm = StubLM(WORDS)
+    params = BeamParams(K=5)
+    first = await (await initial(lm, params)).prefill(b"the cat the")
+    rest = b" cat the cat the cat the cat the cat"
+    both = await (await initial(lm, params)).prefill(b"the cat the" + rest)
+    later = await first.prefill(rest)
+    assert (await later.logp_next()).ps.tolist() == (await both.logp_next()).ps.tolist()
+    assert later.context == b"the cat the" + rest
+
+
+async def test_a_later_short_prefill_walks():
+    state = await (await initial(StubLM(WORDS))).prefill(b"the cat the")
+    walked = state
+    for b in b" cat":
+        walked = await (walked.prune() << b)
+    prefilled = await state.prefill(b" cat")
+    assert (await prefilled.logp_next()).ps.tolist() == (await walked.logp_next()).ps.tolist()
+
+
+async def test_prefilling_nothing_changes_nothing():
+    lm = _Recording(WORDS)
+    state = await initial(lm)
+    assert await state.prefill(b"") is state
+    assert lm.contexts == []
+
+
+async def test_the_tokenizers_prefix_is_consumed_before_the_first_byte():
+    vocab = ByteVocab.from_file(SHIPPED / "tokenizer.model.v1")
+    lm = StubLM(vocab, rows=8)
+    params = BeamParams(K=3, prune_threshold=0.01)
+    state = await initial(lm, params)
+    await assert_normalised(state)
+    assert state.context == b""
+    for mode in ("fast", "exact"):
+        prefilled = await state.prefill(b"The capital of Fran", mode=mode)
+        assert prefilled.context == b"The capital of Fran"
+    assert (
+        next(iter(await state.prefill(b"The capital of Fran"))).tokens[1]
+        == vocab.encode(b" The")[0]
+    )
+
+
+async def test_eos_can_follow_a_fast_prefill():
+    state = await (await initial(StubLM(WORDS))).prefill(b"the cat the cat")
+    assert (await (state << EOS)).terminated
+
+
+@pytest.mark.parametrize("mode", ["fast", "exact"])
+async def test_a_context_that_is_too_long_is_refused_before_any_evaluation(mode):
+    lm = _Recording(WORDS, max_context_tokens=4)
+    state = await initial(lm)
+    with pytest.raises(ContextTooLong, match="6 tokens long.*at most 4"):
+        await state.prefill(b"the cat the cat the", mode=mode)
+    assert lm.contexts == []
+
+
+@pytest.mark.parametrize("wrong", [{"mode": "slow"}, {"tail": 0}])
+async def test_an_unknown_mode_or_tail_is_refused(wrong):
+    with pytest.raises(BeamError):
+        await (await initial(StubLM(WORDS))).prefill(b"the", **wrong)
+
+
+async def test_an_inserted_token_leaves_one_canonical_candidate_and_no_evaluation():
+    lm = _Recording(WORDS)
+    state = await (await initial(lm)).prefill(b"the cat", mode="exact")
+    before, weight = len(lm.contexts), state.logZ
+    after = state.insert([2])
+    assert len(lm.contexts) == before
+    assert [c.tokens for c in after] == [(0, *WORDS.encode(b"the cat"), 2)]
+    assert after.logZ == pytest.approx(weight)
+    assert after.context == b"the cat"
+    await assert_exact(after, b"", BruteForce(lm.row, WORDS, next(iter(after)).tokens))
+
+
+async def test_text_after_an_inserted_token_begins_a_trunk_of_its_own():
+    lm = StubLM(WORDS)
+    state = (await (await initial(lm)).prefill(b"the cat")).insert([2])
+    state = await state.prefill(b"the cat the cat")
+    assert next(iter(state)).tokens[:6] == (
+        0,
+        *WORDS.encode(b"the cat"),
+        2,
+        *WORDS.encode(b"the cat"),
+    )
+    assert state.context == b"the catthe cat the cat"
+
+
+@pytest.mark.parametrize("token", [-1, 200, 10])
+async def test_what_is_no_special_token_cannot_be_inserted(token):
+    with pytest.raises(VocabError, match=str(token)):
+        (await initial(StubLM(WORDS))).insert([token])
+
+
+async def test_at_limit_tells_that_the_best_candidate_cannot_be_extended():
+    lm = StubLM(WORDS, max_context_tokens=3)
+    state = await (await initial(lm, BeamParams(K=1))).prefill(b"z", mode="exact")
+    assert not state.at_limit
+    state = await (state << ord("z"))
+    state = await (state << ord("z"))
+    assert state.at_limit
