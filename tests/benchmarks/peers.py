@@ -1,0 +1,114 @@
+"""The environment that genlm-bytes runs in: a venv of its own under the cache directory.
+
+Nothing of it touches the project's venv. Making it takes a few minutes, once; what a killed run
+left is gone on with. ``python -m tests.benchmarks.peers`` makes it and prints its Python.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tarfile
+import venv
+from pathlib import Path
+
+from bytelm.settings import Paths
+
+ROOT = Path(__file__).resolve().parents[2]
+
+GENLM_BYTES = "genlm-bytes==0.2.0"
+TORCH = "torch==2.13.0+cpu"
+REQUIREMENTS = [
+    GENLM_BYTES,
+    "genlm-backend==0.3.1",
+    "transformers==5.19.0",
+    # What bytelm's pure part needs, which runs beside it from the source tree.
+    "numba>=0.61",
+    "numpy>=2.0",
+    "pydantic>=2.12",
+    "pydantic-settings>=2.6",
+]
+
+
+def folder() -> Path:
+    """Where the venv and the sources of genlm-bytes are."""
+    return Paths().cache_dir.absolute() / "peers" / GENLM_BYTES.replace("==", "-")
+
+
+def python(torch_index: str | None = None) -> Path:
+    """The venv's Python, with everything installed.
+
+    Args:
+        torch_index: an index that has PyTorch's CPU builds, if the usual one does not.
+
+    Raises:
+        SystemExit: when an installation fails; names the log.
+    """
+    made = folder()
+    executable = made / "venv" / "bin" / "python"
+    stamp = made / "installed"
+    wanted = "\n".join([TORCH, *REQUIREMENTS, ""])
+    if stamp.is_file() and stamp.read_text() == wanted and executable.exists():
+        return executable
+    stamp.unlink(missing_ok=True)
+    if not executable.exists():
+        _say(f"making a venv for {GENLM_BYTES} in {made}")
+        venv.create(made / "venv", with_pip=True)
+    index = ["--extra-index-url", torch_index] if torch_index else []
+    _say(f"installing {TORCH} (1 to 3 minutes, once)")
+    _pip(executable, ["install", *index, TORCH])
+    _say(f"installing {GENLM_BYTES} and what it needs (1 to 3 minutes, once)")
+    _pip(executable, ["install", TORCH, *index, *REQUIREMENTS])
+    stamp.write_text(wanted)
+    return executable
+
+
+def sources() -> Path:
+    """genlm-bytes' source distribution, unpacked: its README and notebook are not in the wheel."""
+    made = folder()
+    name = GENLM_BYTES.replace("genlm-bytes==", "genlm_bytes-")
+    if not (made / name / "README.md").is_file():
+        _say(f"fetching the sources of {GENLM_BYTES}")
+        download = ["download", "--no-deps", "--no-binary", ":all:", "--dest", str(made)]
+        _pip(python(), [*download, GENLM_BYTES])
+        with tarfile.open(made / f"{name}.tar.gz") as archive:
+            archive.extractall(made, filter="data")
+    return made / name
+
+
+def run(module: str, *arguments: str) -> None:
+    """Runs a module of this folder in the venv, with the source tree on its path.
+
+    Raises:
+        SystemExit: when the module fails.
+    """
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "TOKENIZERS_PARALLELISM": "false"}
+    command = [str(python()), "-m", module, *arguments]
+    done = subprocess.run(command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL)
+    if done.returncode != 0:
+        raise SystemExit(done.returncode)
+
+
+def _pip(executable: Path, arguments: list[str]) -> None:
+    """Runs pip with everything it says in a log."""
+    log = folder() / "pip.log"
+    command = [str(executable), "-m", "pip", "--disable-pip-version-check", "--no-input"]
+    with log.open("ab") as file:
+        done = subprocess.run(
+            [*command, *arguments], stdin=subprocess.DEVNULL, stdout=file, stderr=file
+        )
+    if done.returncode != 0:
+        raise SystemExit(f"error: pip {arguments[0]} failed; see {log}")
+
+
+def _say(line: str) -> None:
+    print(f"==> {line}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--torch-index", help="an index that has PyTorch's CPU builds")
+    chosen = parser.parse_args()
+    print(python(chosen.torch_index or None))
