@@ -9,6 +9,8 @@
     │   ├── BeamError                    beam parameters outside their range
     │   ├── EmptyBeam                    no tokenization continues with the byte that was given
     │   ├── Terminated                   a state after EOS cannot go on
+    │   ├── DrawError                    parameters of a draw outside their range, nothing to draw
+    │   ├── Utf8Error                    no byte that is likely at all continues valid UTF-8
     │   ├── UnknownModel                 a model path or name that cannot be loaded
     │   └── ContextTooLong               more tokens than the model can take
     └── EngineError (RuntimeError)       the machinery failed, not the caller
@@ -43,6 +45,14 @@ class EmptyBeam(InputError):
 
 class Terminated(InputError):
     """The state has consumed EOS; nothing can follow."""
+
+
+class DrawError(InputError):
+    """Parameters of a draw outside their range, or a distribution without any probability."""
+
+
+class Utf8Error(InputError):
+    """No byte that has probability continues valid UTF-8, or too few bytes are left to do so."""
 
 
 class UnknownModel(InputError):
