@@ -9,11 +9,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from typing import Self
 
-import numpy as np
-
-from bytelm.draws import sample_dict
-from bytelm.errors import InputError
-from bytelm.logprobs import EOS, Chart, LazyByteProbs, checked_bytes
+from bytelm.draws import Choose, Draw, chooser
+from bytelm.generation import collect, generate
+from bytelm.logprobs import Chart, LazyByteProbs, checked_bytes
 
 
 class StatefulByteLM(ABC):
@@ -52,40 +50,46 @@ class StatefulByteLM(ABC):
             ByteError: when one of them is not in 0..255.
         """
 
+    @property
+    @abstractmethod
+    def context(self) -> bytes:
+        """The bytes consumed so far."""
+
+    @property
+    def at_limit(self) -> bool:
+        """Whether the context fills the model, so that a generation ends here; by default never."""
+        return False
+
     async def greedy(self, context: bytes | Iterable[int], steps: int) -> bytes:
-        """``context`` and the most likely byte after it, ``steps`` times; ends early at EOS."""
+        """``context`` and the most likely byte after it, ``steps`` times.
+
+        Ends early at EOS and where the context fills the model.
+        """
         return await self._generate(context, steps, LazyByteProbs.argmax)
 
     async def sample(
         self,
         context: bytes | Iterable[int],
         steps: int,
-        draw: Callable[[Chart], int] = sample_dict,
+        draw: Callable[[Chart], int] | None = None,
     ) -> bytes:
-        """``context`` and bytes drawn after it, ``steps`` times; ends early at EOS.
+        """``context`` and bytes drawn after it, ``steps`` times.
+
+        Ends early at EOS and where the context fills the model.
 
         Args:
             context: bytes to prefill.
             steps: how many bytes to draw at most.
-            draw: chooses a key of a Chart of probabilities, keyed by 0..255, None (EOT, always 0)
-                and 257 (EOS).
+            draw: a ``Draw``; or any function that chooses a key of a Chart of probabilities, keyed
+                by 0..255, None (EOT, always 0) and 257 (EOS). None draws from the distribution as
+                it is.
         """
-        return await self._generate(context, steps, lambda q: draw(q.map_values(np.exp)))
+        return await self._generate(context, steps, chooser(Draw() if draw is None else draw))
 
-    async def _generate(
-        self, context: bytes | Iterable[int], steps: int, choose: Callable[[LazyByteProbs], int]
-    ) -> bytes:
-        if steps < 0:
-            raise InputError(f"steps must not be negative, got {steps}")
-        text = bytearray(checked_bytes(context))
-        state = await self.prefill(bytes(text))
-        for _ in range(steps):
-            b = choose(await state.logp_next())
-            if b == EOS:
-                break
-            state = await (state.prune() << b)
-            text.append(b)
-        return bytes(text)
+    async def _generate(self, context: bytes | Iterable[int], steps: int, choose: Choose) -> bytes:
+        begin = checked_bytes(context)
+        made = await collect(generate(await self.prefill(begin), steps, choose))
+        return begin + made.data
 
     async def cleanup(self) -> None:
         """Releases what the state holds outside this process; nothing by default."""
