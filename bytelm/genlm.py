@@ -9,7 +9,7 @@ beams.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -28,17 +28,19 @@ _NORMALISED = 1e-6
 
 
 class BackendLM(Protocol):
-    """The shape of a genlm.backend model.
+    """The shape of a genlm.backend model."""
 
-    Attributes:
-        tokenizer: of transformers, or anything with ``bos_token_id`` and ``eos_token_id``.
-        byte_vocab: by id, the bytes, or tokens that have them as ``byte_string``.
-    """
+    @property
+    def tokenizer(self) -> Any:
+        """Of transformers, or anything with ``bos_token_id`` and ``eos_token_id``."""
+        ...
 
-    tokenizer: Any
-    byte_vocab: Sequence[Any]
+    @property
+    def byte_vocab(self) -> Sequence[Any]:
+        """By id, the bytes, or tokens that have them as ``byte_string``."""
+        ...
 
-    async def next_token_logprobs(self, token_ids: list[int]) -> Any:
+    def next_token_logprobs(self, token_ids: list[int], /) -> Awaitable[Any]:
         """Log-probabilities of the token after ``token_ids``, as a torch tensor."""
         ...
 

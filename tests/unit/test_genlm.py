@@ -4,6 +4,7 @@ import asyncio
 import sys
 from dataclasses import dataclass
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -38,15 +39,17 @@ class SpelledTokenizer:
 class BackendModel:
     """A model of genlm.backend's shape over fixed logits."""
 
-    def __init__(self, texts=TEXTS, logits=None, spelled=True):
+    def __init__(self, texts=TEXTS, logits=None, spelled=True, eos=None, dtype=torch.float32):
+        self.model = SimpleNamespace(generation_config=SimpleNamespace(eos_token_id=eos))
         self.tokenizer = SpelledTokenizer()
         self.byte_vocab = [SpelledToken(i, b) if spelled else b for i, b in enumerate(texts)]
         self.logits = torch.linspace(-1.0, 1.0, len(texts)) if logits is None else logits
+        self.dtype = dtype
         self.asked = []
 
     async def next_token_logprobs(self, token_ids):
         self.asked.append(token_ids)
-        return torch.log_softmax(self.logits, dim=0)
+        return torch.log_softmax(self.logits, dim=0).to(self.dtype)
 
 
 @pytest.fixture
@@ -85,9 +88,7 @@ def test_a_tokenizer_that_can_be_read_is_preferred_to_byte_vocab():
 
 @pytest.mark.parametrize("eos", [2, [1, 2]])
 def test_eos_tokens_of_the_models_generation_settings_count(eos):
-    model = BackendModel()
-    model.model = SimpleNamespace(generation_config=SimpleNamespace(eos_token_id=eos))
-    assert from_genlm(model).vocab.eos_token_ids == (1, 2)
+    assert from_genlm(BackendModel(eos=eos)).vocab.eos_token_ids == (1, 2)
 
 
 def test_an_empty_byte_vocab_is_refused():
@@ -96,12 +97,9 @@ def test_an_empty_byte_vocab_is_refused():
 
 
 async def test_rows_are_normalised_float32_whatever_the_model_gives():
-    model = BackendModel()
-
-    async def low_precision(token_ids):
-        return torch.log_softmax(model.logits, dim=0).to(torch.bfloat16) + 1.0
-
-    model.next_token_logprobs = low_precision
+    model = BackendModel(dtype=torch.bfloat16)
+    low = torch.exp((await model.next_token_logprobs([0])).double()).sum().item()
+    assert low != pytest.approx(1.0, abs=1e-6)
     row = await from_genlm(model).next_token_logprobs((0,))
     assert row.dtype == np.float32
     assert np.exp(row.astype(np.float64)).sum() == pytest.approx(1.0, abs=1e-6)
@@ -110,7 +108,8 @@ async def test_rows_are_normalised_float32_whatever_the_model_gives():
 
 async def test_contexts_reach_the_model_as_lists_of_ints():
     model = BackendModel()
-    await from_genlm(model).next_token_logprobs((np.int64(0), 3))
+    context: tuple[Any, ...] = (np.int64(0), 3)
+    await from_genlm(model).next_token_logprobs(context)
     assert model.asked == [[0, 3]]
     assert all(type(i) is int for i in model.asked[0])
 
