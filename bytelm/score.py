@@ -1,0 +1,171 @@
+"""Scoring: how likely given bytes are after a state.
+
+The scores are the chain of ``logp_next`` with the state pruned before each byte, exactly what a
+generation of the same bytes reports. A byte that the pruned state gives no probability scores -inf,
+although healing might go on with it. This module must not know tokens, tries or beams.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bytelm.byte_lm import StatefulByteLM
+from bytelm.errors import ContextTooLong, InputError
+from bytelm.logprobs import EOS, LazyByteProbs, checked_bytes
+
+
+@dataclass(frozen=True, eq=False)
+class Score:
+    """How likely a continuation is.
+
+    Attributes:
+        logprobs: float64 ``[bytes]``, natural logarithm of each byte's probability given all before
+            it; from the first byte of probability 0 on, -inf.
+        eos: log-probability of EOS after them; None unless asked for.
+    """
+
+    logprobs: NDArray[np.float64]
+    eos: float | None = None
+
+    @property
+    def logprob(self) -> float:
+        """Log-probability of the bytes, and of EOS where asked for; 0 of nothing."""
+        return math.fsum(self.logprobs) + (self.eos or 0.0)
+
+    @property
+    def bits_per_byte(self) -> float:
+        """The mean of the bytes' log-probabilities in bits, negated; 0 of no bytes, EOS aside."""
+        if not len(self.logprobs):
+            return 0.0
+        return -math.fsum(self.logprobs) / (len(self.logprobs) * math.log(2.0))
+
+
+async def score(
+    state: StatefulByteLM, continuation: bytes | Iterable[int], *, eos: bool = False
+) -> Score:
+    """How likely ``continuation`` is after ``state``.
+
+    Args:
+        state: what comes before.
+        continuation: the bytes to score.
+        eos: score the end of the text after them, too.
+
+    Raises:
+        ByteError: when a value is not in 0..255.
+        Terminated: when the state is at EOS.
+        ContextTooLong: when the bytes do not fit into the model.
+    """
+    (only,) = await score_all(state, [checked_bytes(continuation)], eos=eos)
+    return only
+
+
+async def score_all(
+    state: StatefulByteLM,
+    continuations: Sequence[bytes],
+    *,
+    eos: bool = False,
+    concurrency: int = 32,
+) -> list[Score]:
+    """How likely each of several continuations is after ``state``, concurrently.
+
+    Continuations share the states of the bytes that they begin with in common.
+
+    Args:
+        state: what comes before.
+        continuations: the bytes to score.
+        eos: score the end of the text after each, too.
+        concurrency: how many states are asked at the same time at most.
+
+    Returns:
+        A Score for each, in order.
+
+    Raises:
+        As ``score``; the first error ends all.
+    """
+    if concurrency < 1:
+        raise InputError(f"concurrency must be at least 1, got {concurrency}")
+    scoring = _Scoring([checked_bytes(c) for c in continuations], eos, concurrency)
+    try:
+        async with asyncio.TaskGroup() as group:
+            await scoring.walk(group, state, range(len(continuations)), 0)
+    except BaseExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+    return [
+        Score(logprobs, float(end) if eos else None)
+        for logprobs, end in zip(scoring.logprobs, scoring.ends, strict=True)
+    ]
+
+
+class _Scoring:
+    """Walks the tree that the continuations form; each branch has a task.
+
+    Attributes:
+        continuations: what is scored.
+        logprobs: of the bytes of each, filled in on the way.
+        ends: of EOS after each.
+    """
+
+    def __init__(self, continuations: Sequence[bytes], eos: bool, concurrency: int) -> None:
+        self.continuations = continuations
+        self.logprobs = [np.full(len(c), -math.inf) for c in continuations]
+        self.ends = np.full(len(continuations), -math.inf)
+        self._eos = eos
+        self._turn = asyncio.Semaphore(concurrency)
+
+    async def walk(
+        self, group: asyncio.TaskGroup, state: StatefulByteLM, which: Sequence[int], depth: int
+    ) -> None:
+        """Scores continuations that agree in their first ``depth`` bytes, which ``state`` has."""
+        which = [i for i in which if self._wants(i, depth)]
+        while which:
+            async with self._turn:
+                if state.at_limit:
+                    raise ContextTooLong(
+                        f"the model is full after {depth} bytes of the continuation: shorten it, "
+                        "or the context"
+                    )
+                branches = self._read(await state.logp_next(), which, depth)
+            if not branches:
+                return
+            state, depth = state.prune(), depth + 1
+            *others, (b, which) = branches.items()
+            for other, some in others:
+                group.create_task(self._enter(group, state, other, some, depth))
+            async with self._turn:
+                state = await (state << b)
+
+    async def _enter(
+        self,
+        group: asyncio.TaskGroup,
+        state: StatefulByteLM,
+        b: int,
+        which: Sequence[int],
+        depth: int,
+    ) -> None:
+        async with self._turn:
+            state = await (state << b)
+        await self.walk(group, state, which, depth)
+
+    def _read(self, q: LazyByteProbs, which: Sequence[int], depth: int) -> dict[int, list[int]]:
+        """Notes the next log-probability of each; those that need one after it, by their byte."""
+        branches: dict[int, list[int]] = {}
+        for i in which:
+            if depth == len(self.continuations[i]):
+                self.ends[i] = q.ps[EOS]
+                continue
+            b = self.continuations[i][depth]
+            self.logprobs[i][depth] = q.ps[b]
+            if q.ps[b] > -math.inf and self._wants(i, depth + 1):
+                branches.setdefault(b, []).append(i)
+        return branches
+
+    def _wants(self, i: int, depth: int) -> bool:
+        """Whether a distribution after ``depth`` bytes of a continuation is needed."""
+        length = len(self.continuations[i])
+        return depth < length or (self._eos and depth == length)
