@@ -24,7 +24,7 @@ from bytelm.byte_lm import StatefulByteLM
 from bytelm.errors import BeamError, ContextTooLong, EmptyBeam, Terminated, VocabError
 from bytelm.genlm import BackendLM, as_token_lm
 from bytelm.healing import Reading, heal
-from bytelm.logprobs import EOS, SIZE, LazyByteProbs, check_symbol, checked_bytes, escape
+from bytelm.logprobs import EOS, LazyByteProbs, check_symbol, checked_bytes, escape
 from bytelm.prefill import TAIL, Trunk, TrunkFinder
 from bytelm.rows import Row, RowSource
 from bytelm.token_lm import AsyncTokenLM, StatefulTokenizedLM
@@ -243,7 +243,9 @@ class ByteBeamState(StatefulByteLM):
         After a fast prefill it leaves out the probability of the trunk.
         """
         if self._log_z is None:
-            weights = np.append(self._candidates.weight, [weight for _, weight in self._roots])
+            weights = self._candidates.weight
+            if self._roots:
+                weights = np.array([weight for _, weight in self._roots])
             self._log_z = float(kernels.log_sum_exp(weights))
         return self._log_z
 
@@ -286,14 +288,13 @@ class ByteBeamState(StatefulByteLM):
         self._check_open()
         trie = self.source.trie
         top = self.logZ
-        total = np.zeros(SIZE)
-        if self._paths:
-            kernels.mix_children(
-                *self._candidates, trie.lo, trie.hi, trie.first, trie.byte, top, total
-            )
-        for _, weight, row in await self._open(self.logZ, need_one=not total.any()):
+        total, some = kernels.mix_children(
+            *self._candidates, trie.lo, trie.hi, trie.first, trie.byte, top
+        )
+        for _, weight, row in await self._open(top, need_one=not some):
             total += math.exp(weight - top) * row.root
-        if not total.any():
+            some = True
+        if not some:
             raise EmptyBeam(
                 f"no candidate after {_ending(self.context)} can go on: all that are left stand at "
                 "the longest context that the model takes, or have no probability; "
@@ -311,12 +312,12 @@ class ByteBeamState(StatefulByteLM):
         candidates = _Candidates(*moved)
         log_z = float(kernels.log_sum_exp(candidates.weight))
         opened = await self._open(log_z, need_one=not len(parent))
-        survivors = [o for o in opened if o.row.root[b] > 0.0]
+        survivors = [o for o in opened if o.row.root[b] > 0.0] if opened else []
         if b == EOS:
             ended = [(o.path, o.weight + math.log(o.row.root[EOS])) for o in survivors]
             state = self._with((), _NONE, sorted(ended, key=lambda e: -e[1]), terminated=True)
         else:
-            paths = [self._paths[i] for i in parent]
+            paths = [self._paths[i] for i in parent.tolist()]
             state = self._joined(paths, candidates, survivors, b)
         if not len(state):
             healed = await heal(self, b) if self.params.heal else None
@@ -409,15 +410,19 @@ class ByteBeamState(StatefulByteLM):
             log_z: what the extensions' weights are added to before they are compared with it.
             need_one: take the heaviest extension if none weighs enough.
         """
-        wanted = [((-1, i), path, weight) for i, (path, weight) in enumerate(self._roots)]
-        wanted += self._extensions(log_z, self.params.log_prune_threshold)
-        if need_one and not wanted:
+        wanted = self._extensions(log_z, self.params.log_prune_threshold)
+        if self._roots:
+            wanted += [((-1, i), path, weight) for i, (path, weight) in enumerate(self._roots)]
+        if not wanted and need_one:
             wanted = sorted(self._extensions(log_z, -math.inf), key=lambda e: -e[2])[:1]
+        if not wanted:
+            return []
         wanted = [one for one in wanted if self.source.fits(len(one[1]))]
         missing = [(key, path) for key, path, _ in wanted if key not in self._rows]
-        rows = await gather([self.source.evaluate(path) for _, path in missing])
-        for (key, _), row in zip(missing, rows, strict=True):
-            self._rows[key] = row
+        if missing:
+            rows = await gather([self.source.evaluate(path) for _, path in missing])
+            for (key, _), row in zip(missing, rows, strict=True):
+                self._rows[key] = row
         return [_Opened(path, weight, self._rows[key]) for key, path, weight in wanted]
 
     def _extensions(
@@ -427,12 +432,14 @@ class ByteBeamState(StatefulByteLM):
         if not self._paths:
             return []
         trie = self.source.trie
-        found = kernels.extensions(
+        parent, token, weight = kernels.extensions(
             *self._candidates, trie.lo, trie.end, trie.order, log_z, log_threshold
         )
+        if not len(parent):
+            return []
         return [
-            ((i, token), (*self._paths[i], token), weight)
-            for i, token, weight in zip(*(column.tolist() for column in found), strict=True)
+            ((i, t), (*self._paths[i], t), w)
+            for i, t, w in zip(parent.tolist(), token.tolist(), weight.tolist(), strict=True)
         ]
 
     def _joined(

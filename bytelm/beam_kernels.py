@@ -20,6 +20,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from bytelm.logprobs import SIZE
 from bytelm.trie import find_child, sum_range
 
 F64 = NDArray[np.float64]
@@ -27,6 +28,7 @@ F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]
 I32 = NDArray[np.int32]
 U8 = NDArray[np.uint8]
+U32 = NDArray[np.uint32]
 
 
 @njit(cache=True, nogil=True)
@@ -55,15 +57,23 @@ def mix_children(
     first: I32,
     byte: U8,
     top: float,
-    total: F64,
-) -> None:
-    """Adds each candidate's next bytes to ``total`` (float64 ``[258]``), in units of exp(top)."""
+) -> tuple[F64, bool]:
+    """The candidates' next bytes, mixed by weight: float64 ``[258]``, in units of exp(top).
+
+    Returns:
+        The mixture, and whether any byte has some probability.
+    """
+    total = np.zeros(SIZE)
     for i in range(weight.size):
         x = node[i]
         scale = math.exp(weight[i] - top) / mass[i]
         at = start[i] - lo[x]
         for c in range(first[x], first[x + 1]):
             total[byte[c]] += scale * sum_range(pieces, at + lo[c], at + hi[c])
+    some = False
+    for x in total:
+        some = some or x > 0.0
+    return total, some
 
 
 @njit(cache=True, nogil=True)
@@ -87,7 +97,7 @@ def extensions(
     pieces: F32,
     lo: I32,
     end: I32,
-    order: I64,
+    order: U32,
     log_z: float,
     log_threshold: float,
 ) -> tuple[I64, I64, F64]:

@@ -11,16 +11,107 @@ from collections.abc import Awaitable, Iterable, Mapping
 from copy import copy
 
 import numpy as np
+from numba import njit
 from numpy.typing import NDArray
 
 from bytelm.errors import BeamError, VocabError
 from bytelm.logprobs import EOS, SIZE
 from bytelm.token_lm import AsyncTokenLM
-from bytelm.trie import TokenTrie, segment_sums
+from bytelm.trie import REORDER, TokenTrie
 from bytelm.vocab import ByteVocab
 
 TINY = 1e-30
 """Below this mass float32 nears its smallest normal number, so sums go through logarithms."""
+
+
+@njit(cache=True, nogil=True, fastmath=REORDER)
+def gather_sum(
+    values: NDArray[np.float32],
+    order: NDArray[np.uint32],
+    start: int,
+    stop: int,
+    out: NDArray[np.float32],
+) -> float:
+    """Copies ``values[order[i]]`` to ``out[i]`` for i in a range, and gives the sum.
+
+    As exact as ``sum_range``: short blocks in float32, their sums in float64.
+    """
+    total = 0.0
+    i = start
+    while i + 16 <= stop:
+        block = np.float32(0.0)
+        for j in range(16):
+            x = values[order[i + j]]
+            out[i + j] = x
+            block += x
+        total += block
+        i += 16
+    while i < stop:
+        x = values[order[i]]
+        out[i] = x
+        total += x
+        i += 1
+    return total
+
+
+@njit(cache=True, nogil=True)
+def exact_probs(
+    logprobs: NDArray[np.float32],
+    order: NDArray[np.uint32],
+    hidden: NDArray[np.int64],
+    start: int,
+    stop: int,
+) -> NDArray[np.float64]:
+    """Probabilities of a range of the order in float64, which reach far below float32's."""
+    exact = np.empty(stop - start, np.float64)
+    for i in range(start, stop):
+        exact[i - start] = math.exp(np.float64(logprobs[order[i]]))
+    for position in hidden:
+        if start <= position < stop:
+            exact[position - start] = 0.0
+    return exact
+
+
+@njit(cache=True, nogil=True)
+def read_row(
+    logprobs: NDArray[np.float32],
+    probs: NDArray[np.float32],
+    order: NDArray[np.uint32],
+    hidden: NDArray[np.int64],
+    eos_ids: NDArray[np.int64],
+    root_bounds: NDArray[np.int32],
+    root_bytes: NDArray[np.int64],
+) -> tuple[NDArray[np.float32], NDArray[np.float64], float]:
+    """A model's answer in the trie's order: see ``Row`` for what is returned.
+
+    Args:
+        logprobs: float32 ``[vocab.size]``.
+        probs: float32 ``[vocab.size]``, their exponentials; changed.
+        order: see ``TokenTrie``; so are the last two.
+        hidden: see ``Row``.
+        eos_ids: ids that end the text.
+        root_bounds: the ranges of the root's children.
+        root_bytes: their bytes.
+    """
+    eos = 0.0
+    for token in eos_ids:
+        eos += math.exp(np.float64(logprobs[token]))
+    for position in hidden:
+        probs[order[position]] = 0.0
+    ordered = np.empty(order.size, np.float32)
+    root = np.zeros(SIZE)
+    total = eos
+    for i in range(root_bytes.size):
+        start, stop = root_bounds[i], root_bounds[i + 1]
+        mass = gather_sum(probs, order, start, stop, ordered)
+        if mass < TINY:
+            mass = exact_probs(logprobs, order, hidden, start, stop).sum()
+        root[root_bytes[i]] = mass
+        total += mass
+    root[EOS] = eos
+    if total > 0.0:
+        root /= total
+    return ordered, root, total
 
 
 class Row:
@@ -28,8 +119,8 @@ class Row:
 
     Attributes:
         logprobs: float32 ``[vocab.size]``, as the model gave it.
-        order: the trie's order, int64 ``[n]``.
-        hidden: positions in this order that count as EOS instead of as their bytes.
+        order: the trie's order, uint32 ``[n]``.
+        hidden: int64, positions in this order that count as EOS instead of as their bytes.
         probs: float32 ``[n]``, probabilities in the trie's order, not renormalised.
         root: float64 ``[258]``, probability of each first byte (and EOS at 257), renormalised.
         mass: float64, what ``probs`` and EOS sum to; the rest was special tokens.
@@ -55,25 +146,18 @@ class Row:
         self.logprobs = logprobs
         self.order = trie.order
         self.hidden = hidden
-        self.probs = np.take(logprobs, trie.order, mode="clip")
-        np.exp(self.probs, out=self.probs)
-        if hidden.size:
-            self.probs[hidden] = 0.0
-        masses = segment_sums(self.probs, trie.root_bounds)
-        for i in np.flatnonzero(masses < TINY):
-            masses[i] = self._exact(trie.root_bounds[i], trie.root_bounds[i + 1]).sum()
-        eos = float(np.exp(logprobs[eos_ids], dtype=np.float64).sum()) if eos_ids.size else 0.0
-        self.mass = float(masses.sum()) + eos
-        self.root = np.zeros(SIZE)
-        self.root[trie.root_bytes] = masses
-        self.root[EOS] = eos
-        self.root /= self.mass
+        self.probs, self.root, self.mass = read_row(
+            logprobs,
+            np.exp(logprobs),
+            trie.order,
+            hidden,
+            eos_ids,
+            trie.root_bounds,
+            trie.root_bytes,
+        )
 
     def _exact(self, lo: int, hi: int) -> NDArray[np.float64]:
-        """Probabilities of a range in float64, which reach far below float32's."""
-        exact = np.exp(self.logprobs[self.order[lo:hi]], dtype=np.float64)
-        exact[self.hidden[(self.hidden >= lo) & (self.hidden < hi)] - lo] = 0.0
-        return exact
+        return exact_probs(self.logprobs, self.order, self.hidden, lo, hi)
 
     def piece(
         self, lo: int, hi: int, share: float | None = None

@@ -31,37 +31,28 @@ if TYPE_CHECKING:
 ROOT = 0
 
 # Sums may be reordered (several accumulators, vector lanes); nothing else may be assumed of floats.
-_REORDER = {"reassoc", "contract", "nsz"}
+REORDER = {"reassoc", "contract", "nsz"}
 
 
-@njit(cache=True, nogil=True, inline="always", fastmath=_REORDER)
+@njit(cache=True, nogil=True, fastmath=REORDER)
 def sum_range(values: NDArray[np.float32], start: int, stop: int) -> float:
-    """The sum of ``values[start:stop]`` in float64; eight accumulators keep the adders busy."""
-    s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = 0.0
+    """The sum of ``values[start:stop]``, right to 1e-6 relative for non-negative values.
+
+    Blocks of 64 are summed in float32, where reordering lets vector lanes work, and the blocks in
+    float64.
+    """
+    total = 0.0
     i = start
-    while i + 8 <= stop:
-        s0 += values[i]
-        s1 += values[i + 1]
-        s2 += values[i + 2]
-        s3 += values[i + 3]
-        s4 += values[i + 4]
-        s5 += values[i + 5]
-        s6 += values[i + 6]
-        s7 += values[i + 7]
-        i += 8
+    while i + 64 <= stop:
+        block = np.float32(0.0)
+        for j in range(64):
+            block += values[i + j]
+        total += block
+        i += 64
     while i < stop:
-        s0 += values[i]
+        total += values[i]
         i += 1
-    return ((s0 + s1) + (s2 + s3)) + ((s4 + s5) + (s6 + s7))
-
-
-@njit(cache=True, nogil=True)
-def segment_sums(values: NDArray[np.float32], bounds: NDArray[np.int32]) -> NDArray[np.float64]:
-    """Sums of the consecutive segments ``values[bounds[i]:bounds[i + 1]]``, in float64."""
-    sums = np.empty(bounds.size - 1, np.float64)
-    for i in range(sums.size):
-        sums[i] = sum_range(values, bounds[i], bounds[i + 1])
-    return sums
+    return total
 
 
 @njit(cache=True, nogil=True)
@@ -135,7 +126,7 @@ class TokenTrie:
     """The tokens of a vocabulary that have bytes, as a trie over ranges of a sorted order.
 
     Attributes:
-        order: int64 ``[n]``, token ids sorted by (bytes, id); ids without bytes are left out.
+        order: uint32 ``[n]``, token ids sorted by (bytes, id); ids without bytes are left out.
         lo, hi: int32 ``[nodes]``, the range of ``order`` below a node.
         end: int32 ``[nodes]``; the tokens ``order[lo:end]`` end at the node.
         first: int32 ``[nodes + 1]``; the children of node x are nodes ``first[x]`` to
@@ -150,7 +141,7 @@ class TokenTrie:
         ids = [i for i, b in enumerate(token_bytes) if b]
         ids.sort(key=lambda i: token_bytes[i])
         self.token_bytes = token_bytes
-        self.order = np.array(ids, np.int64)
+        self.order = np.array(ids, np.uint32)
         offset = np.zeros(len(ids) + 1, np.int64)
         np.cumsum([len(token_bytes[i]) for i in ids], out=offset[1:])
         text = np.frombuffer(b"".join([token_bytes[i] for i in ids]), np.uint8)
@@ -188,6 +179,6 @@ class TokenTrie:
         """The bytes that lead from the root to ``node``."""
         return self.token_bytes[self.order[self.lo[node]]][: self.depth[node]]
 
-    def tokens_at(self, node: int) -> NDArray[np.int64]:
+    def tokens_at(self, node: int) -> NDArray[np.uint32]:
         """The ids of the tokens that end exactly at ``node``."""
         return self.order[self.lo[node] : self.end[node]]

@@ -3,10 +3,12 @@
 import math
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bytelm.trie import ROOT, TokenTrie, segment_sums
+from bytelm.rows import gather_sum
+from bytelm.trie import ROOT, TokenTrie, sum_range
 
 vocabularies = st.lists(st.binary(max_size=4), min_size=1, max_size=40).filter(any)
 
@@ -49,15 +51,18 @@ def test_a_byte_that_no_child_has_leads_nowhere():
     assert trie.descend(b"ac") == -1
 
 
-def test_segment_sums_are_right_to_a_millionth_for_masses_down_to_1e_30():
-    random = np.random.default_rng(0)
-    lengths = [1, 2, 7, 8, 9, 100, 3000, 20000]
-    bounds = np.cumsum([0, *lengths]).astype(np.int32)
-    for scale in (1.0, 1e-10, 1e-20, 1e-30):
-        values = (random.random(bounds[-1]) * scale / 1000).astype(np.float32)
-        for lo, hi, have in zip(bounds, bounds[1:], segment_sums(values, bounds), strict=False):
-            want = math.fsum(values[lo:hi].tolist())
-            assert abs(have - want) <= 1e-6 * want
+@pytest.mark.parametrize("scale", [1.0, 1e-10, 1e-20, 1e-30])
+@pytest.mark.parametrize("length", [1, 2, 15, 16, 63, 64, 65, 100, 3000, 50_000])
+def test_sums_are_right_to_a_millionth_for_masses_down_to_1e_30(scale, length):
+    random = np.random.default_rng(length)
+    values = (random.random(length + 3) ** 8 * scale / length).astype(np.float32)
+    want = math.fsum(values[3:].tolist())
+    assert sum_range(values, 3, length + 3) == pytest.approx(want, rel=1e-6)
+    order = random.permutation(length + 3).astype(np.uint32)
+    out = np.zeros_like(values)
+    have = gather_sum(values, order, 3, length + 3, out)
+    assert have == pytest.approx(math.fsum(values[order[3:]].tolist()), rel=1e-6)
+    assert np.array_equal(out[3:], values[order[3:]])
 
 
 def test_a_vocabulary_of_150_000_tokens_is_well_formed():
