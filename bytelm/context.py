@@ -1,0 +1,409 @@
+"""Contexts made of bytes and special tokens, and chat messages as such contexts.
+
+A context is a sequence of segments. A text is bytes and stays text whatever it spells; a special
+token is there because somebody put it there, by its id or name: an intervention, no part of what
+the byte LM assigns probability to.
+
+This module knows vocabularies and how a state begins; it must not know tries, engines or HTTP.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Self
+
+from bytelm import families
+from bytelm.beam import BeamParams, ByteBeamState
+from bytelm.errors import ContextTooLong, InputError, UnknownModel, VocabError
+from bytelm.genlm import BackendLM, as_token_lm
+from bytelm.prefill import TAIL
+from bytelm.token_lm import AsyncTokenLM
+from bytelm.vocab import ByteVocab
+
+Message = Mapping[str, str]
+"""``role`` and ``content`` of one message of a chat."""
+
+Renderer = Callable[[list[dict[str, str]], bool, datetime], str]
+"""Messages, whether to add a generation prompt, and what time it is → the chat as one string."""
+
+
+@dataclass(frozen=True)
+class Text:
+    """Bytes that are text, even where they spell a special token."""
+
+    data: bytes
+
+
+@dataclass(frozen=True)
+class Special:
+    """One special token."""
+
+    token_id: int
+
+    @classmethod
+    def named(cls, name: str, vocab: ByteVocab) -> Self:
+        """The special token that the tokenizer spells ``name``.
+
+        Raises:
+            VocabError: when there is none, or ``name`` is an ordinary token.
+        """
+        specials = _spellings(vocab)
+        if name in specials:
+            return cls(specials[name])
+        if name and name in vocab.token_text:
+            raise VocabError(f"{name!r} is an ordinary token, no special one: give it as text")
+        some = ", ".join(repr(text) for text in list(specials)[:5])
+        advice = f"use one that it has, such as {some}" if some else "it has none, give text only"
+        raise VocabError(f"{name!r} is no special token of this model: {advice}")
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a state begins with: texts and special tokens in order. Adjacent texts are one."""
+
+    segments: tuple[Text | Special, ...] = ()
+
+    def __init__(self, segments: Iterable[Text | Special] = ()) -> None:
+        joined: list[Text | Special] = []
+        for segment in segments:
+            if isinstance(segment, Text) and joined and isinstance(joined[-1], Text):
+                joined[-1] = Text(joined[-1].data + segment.data)
+            elif segment != Text(b""):
+                joined.append(segment)
+        object.__setattr__(self, "segments", tuple(joined))
+
+    @classmethod
+    def of(cls, text: bytes | str) -> Self:
+        """A context of text alone.
+
+        Raises:
+            InputError: when a string has half of a surrogate pair, which has no bytes.
+        """
+        return cls([Text(_utf8(text) if isinstance(text, str) else bytes(text))])
+
+    @property
+    def length(self) -> int:
+        """How many bytes of text it has; special tokens count 0."""
+        return sum(len(segment.data) for segment in self.segments if isinstance(segment, Text))
+
+    def tokens(self, vocab: ByteVocab) -> list[int]:
+        """The canonical token ids: BOS, unless a special token comes first, then the segments.
+
+        What the tokenizer puts before a text stands behind BOS only, whether BOS was added here
+        or is the only segment before the text.
+
+        Raises:
+            VocabError: when a special token is not one of the vocabulary's, a byte cannot be
+                spelled, or there is neither BOS nor EOS to begin with.
+        """
+        starts_special = bool(self.segments) and isinstance(self.segments[0], Special)
+        ids = [] if starts_special else list(vocab.initial_context)
+        for segment in self.segments:
+            if isinstance(segment, Text):
+                ids += _spelled(segment.data, ids, vocab)
+            elif segment.token_id in vocab.special_ids:
+                ids.append(segment.token_id)
+            else:
+                raise VocabError(
+                    f"token {segment.token_id} is no special token of this model: "
+                    "give ordinary tokens as text"
+                )
+        return ids
+
+    def split(self) -> tuple[Context, bytes]:
+        """Everything up to the last special token, and the text behind it."""
+        if self.segments and isinstance(self.segments[-1], Text):
+            return Context(self.segments[:-1]), self.segments[-1].data
+        return self, b""
+
+
+async def begin(
+    lm: AsyncTokenLM | BackendLM,
+    params: BeamParams,
+    context: Context,
+    *,
+    mode: str = "fast",
+    tail: int = TAIL,
+) -> ByteBeamState:
+    """The state after a context.
+
+    All up to the last special token is taken as its canonical tokens, which costs no evaluation;
+    the text behind is prefilled.
+
+    Args:
+        lm: the token LM.
+        params: the beam's parameters.
+        context: what to begin with.
+        mode: how to prefill the last text, see ``ByteBeamState.prefill``.
+        tail: as ``mode``.
+
+    Raises:
+        VocabError: as ``Context.tokens``.
+        BeamError: when ``mode`` or ``tail`` is no valid value.
+        ContextTooLong: before any evaluation, when the model takes fewer tokens.
+    """
+    lm = as_token_lm(lm)
+    vocab, most = lm.vocab, lm.max_context_tokens
+    head, text = context.split()
+    anchor = head.tokens(vocab)
+    length = len(anchor) + len(_spelled(text, anchor, vocab))
+    if most is not None and length > most:
+        raise ContextTooLong(
+            f"the context is {length} tokens long, the model takes at most {most}: shorten it"
+        )
+    # Without an explicit context the state also has what the tokenizer puts before a text.
+    explicit = None if _is_start(anchor, vocab) else anchor
+    state = await ByteBeamState.initial(lm, params, initial_context=explicit)
+    return await state.prefill(text, mode, tail)
+
+
+class ChatTemplate:
+    """A model's way of writing a chat as one string.
+
+    Args:
+        renderer: writes a chat; None for a model that has no chat template.
+    """
+
+    def __init__(self, renderer: Renderer | None) -> None:
+        self._renderer = renderer
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path) -> Self:
+        """The template of a model in Hugging Face layout: a directory, or a name on the hub.
+
+        A model without one is an error only when it is rendered. Needs transformers.
+
+        Raises:
+            UnknownModel: when there is no tokenizer.
+        """
+        if families.lone_file(Path(path)):
+            return cls(None)
+        from transformers import AutoTokenizer
+
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
+        except (OSError, ValueError) as error:
+            raise UnknownModel(f"no tokenizer can be loaded from {str(path)!r}: {error}") from error
+        return cls.from_tokenizer(tokenizer)
+
+    @classmethod
+    def from_tokenizer(cls, tokenizer: Any) -> Self:
+        """The template of a tokenizer object of transformers."""
+        if not tokenizer.chat_template:
+            return cls(None)
+        from jinja2 import TemplateError
+
+        def renderer(messages: list[dict[str, str]], prompt: bool, now: datetime) -> str:
+            try:
+                return tokenizer.apply_chat_template(
+                    messages,
+                    tokenize=False,
+                    add_generation_prompt=prompt,
+                    strftime_now=now.strftime,
+                )
+            except (TemplateError, ValueError) as error:
+                raise InputError(f"the chat template refuses the messages: {error}") from error
+
+        return cls(renderer)
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        add_generation_prompt: bool = True,
+        now: datetime | None = None,
+    ) -> str:
+        """The chat as one string, special tokens spelled.
+
+        Args:
+            messages: role and content of each.
+            add_generation_prompt: end with the beginning of an answer.
+            now: the time for templates that tell it; by default what it is.
+
+        Raises:
+            InputError: when the model has no chat template, or it refuses the messages.
+        """
+        if self._renderer is None:
+            raise InputError("the model has no chat template: give text or segments")
+        copies = [dict(message) for message in messages]
+        return self._renderer(copies, add_generation_prompt, now or datetime.now())
+
+
+def messages_to_context(
+    messages: Sequence[Message],
+    template: ChatTemplate,
+    vocab: ByteVocab,
+    add_generation_prompt: bool = True,
+) -> Context:
+    """A chat as a context, in which only the template's own special tokens are tokens.
+
+    The chat is rendered twice, with its contents and with sentinels in their place. What lies
+    between the sentinels is the template's; the first rendering must have the same text between
+    the contents, which may have lost white space at their ends.
+
+    Args:
+        messages: role and content of each.
+        template: the model's chat template.
+        vocab: the model's vocabulary.
+        add_generation_prompt: end with the beginning of an answer.
+
+    Raises:
+        InputError: when messages are malformed, the template refuses them, or it does more with
+            a content than to write it out once. Names the message.
+    """
+    _check(messages)
+    now = datetime.now()
+
+    def rendered(contents: Sequence[str]) -> str:
+        filled = [
+            {"role": message["role"], "content": content}
+            for message, content in zip(messages, contents, strict=True)
+        ]
+        return template.render(filled, add_generation_prompt, now)
+
+    contents = [message["content"] for message in messages]
+    sentinels = _sentinels(messages)
+    frame = rendered(sentinels)
+    for i, sentinel in enumerate(sentinels):
+        if (times := frame.count(sentinel)) != 1:
+            raise InputError(
+                f"the chat template writes the content of {_name(messages, i)} "
+                f"{times} times, not once: give segments instead of messages"
+            )
+    # A template may write the contents in another order than they were given in.
+    order = sorted(range(len(messages)), key=lambda i: frame.index(sentinels[i]))
+    parts = re.split("|".join(sentinels), frame)
+
+    def read(candidates: Sequence[str]) -> list[str] | None:
+        return _contents_in(rendered(candidates), parts, [candidates[i] for i in order])
+
+    written = read(contents)
+    if written is None:
+        # Sentinels alone are read and all contents are not: in between lies a message whose
+        # content makes the difference.
+        good, bad = 0, len(messages)
+        while bad - good > 1:
+            middle = (good + bad) // 2
+            if read([*contents[:middle], *sentinels[middle:]]) is None:
+                bad = middle
+            else:
+                good = middle
+        raise InputError(
+            f"the chat template writes something else because of the content of "
+            f"{_name(messages, good)}: change it, or give segments instead of messages"
+        )
+    segments = _with_specials(parts[0], vocab)
+    for content, part in zip(written, parts[1:], strict=True):
+        segments += [Text(_utf8(content)), *_with_specials(part, vocab)]
+    return Context(segments)
+
+
+def _check(messages: Sequence[Message]) -> None:
+    if not messages:
+        raise InputError("there are no messages: give at least one")
+    for i, message in enumerate(messages):
+        if set(message) != {"role", "content"}:
+            raise InputError(
+                f"message {i} has the keys {sorted(message)}: give role and content only"
+            )
+        for key, value in message.items():
+            if not isinstance(value, str):
+                raise InputError(f"the {key} of message {i} is no string, but {value!r}")
+            _utf8(value, f"the {key} of message {i}")
+
+
+def _sentinels(messages: Sequence[Message]) -> list[str]:
+    """A text for each message that no message has, nor anybody can guess."""
+    while True:
+        nonce = f"x{secrets.token_hex(16)}x"
+        if not any(nonce in value for message in messages for value in message.values()):
+            return [f"{nonce}{i}x" for i in range(len(messages))]
+
+
+def _contents_in(rendered: str, parts: Sequence[str], contents: Sequence[str]) -> list[str] | None:
+    """The contents as they stand between the parts of a rendering; None where they do not.
+
+    White space may be the content's or the part's; whichever way it is read, all else has only
+    one place.
+    """
+    if not rendered.startswith(parts[0]):
+        return None
+    # Where each content and the part behind it may end: from where, and in which form.
+    steps: list[dict[int, tuple[int, str]]] = [{len(parts[0]): (0, "")}]
+    for content, part in zip(contents, parts[1:], strict=True):
+        step: dict[int, tuple[int, str]] = {}
+        for at in steps[-1]:
+            for form in _trimmed(content):
+                if rendered.startswith(form, at) and rendered.startswith(part, at + len(form)):
+                    step[at + len(form) + len(part)] = (at, form)
+        steps.append(step)
+    at = len(rendered)
+    if at not in steps[-1]:
+        return None
+    written = []
+    for step in reversed(steps[1:]):
+        at, form = step[at]
+        written.append(form)
+    return written[::-1]
+
+
+def _trimmed(content: str) -> list[str]:
+    """A content, and what templates make of its ends."""
+    forms = [content]
+    for characters in (None, "\n"):
+        forms += [
+            content.strip(characters),
+            content.lstrip(characters),
+            content.rstrip(characters),
+        ]
+    return list(dict.fromkeys(forms))
+
+
+def _with_specials(text: str, vocab: ByteVocab) -> list[Text | Special]:
+    """A template's own text, with the special tokens that it spells; the longest, from the left."""
+    specials = _spellings(vocab)
+    if not specials:
+        return [Text(_utf8(text))]
+    names = sorted(specials, key=len, reverse=True)
+    pieces = re.split("(" + "|".join(map(re.escape, names)) + ")", text)
+    return [
+        Special(specials[piece]) if i % 2 else Text(_utf8(piece)) for i, piece in enumerate(pieces)
+    ]
+
+
+def _spellings(vocab: ByteVocab) -> dict[str, int]:
+    """The names of the special tokens, by id."""
+    found: dict[str, int] = {}
+    for token_id in sorted(vocab.special_ids):
+        if vocab.token_text[token_id]:
+            found.setdefault(vocab.token_text[token_id], token_id)
+    return found
+
+
+def _spelled(text: bytes, before: Sequence[int], vocab: ByteVocab) -> list[int]:
+    """The canonical ids of a text behind the tokens ``before``."""
+    prefix = vocab.prefix if _is_start(before, vocab) else b""
+    return vocab.encode(prefix + text) if text else []
+
+
+def _is_start(tokens: Sequence[int], vocab: ByteVocab) -> bool:
+    """Whether tokens are what the model's texts begin behind."""
+    has_start = vocab.bos_token_id is not None or bool(vocab.eos_token_ids)
+    return has_start and tuple(tokens) == vocab.initial_context
+
+
+def _utf8(text: str, what: str = "the text") -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"{what} has half of a surrogate pair at character {error.start}, which has no UTF-8"
+        ) from error
+
+
+def _name(messages: Sequence[Message], i: int) -> str:
+    return f"message {i} (role {messages[i]['role']!r})"
