@@ -279,8 +279,8 @@ async def test_valid_utf8_decodes_and_fits(context, dropped, steps, seed, as_gre
             (pending + data).decode()
     assert len(data) <= steps
     assert piece.finish_reason in ("steps", "eos")
-    if piece.finish_reason == "steps" and as_greedy:
-        assert len(data) == steps
+    if piece.finish_reason == "steps":
+        assert steps - len(data) < utf8.LONGEST
 
 
 async def test_valid_utf8_chooses_the_likeliest_of_what_is_allowed():
