@@ -8,6 +8,8 @@ PORT := 8000
 MODEL :=
 # More flags for `bytelm serve`, such as --max-steps 100.
 ARGS :=
+# For make bench-accuracy: anything but empty makes the full run instead of the sample.
+FULL :=
 # cpu or cuda; cuda where nvidia-smi works.
 DEVICE := $(shell nvidia-smi >/dev/null 2>&1 && echo cuda || echo cpu)
 $(if $(filter cpu cuda,$(DEVICE)),,$(error DEVICE=$(DEVICE) is neither cpu nor cuda))
@@ -80,6 +82,11 @@ test-engine: $(INSTALLED_DEV) setup  ## Run the tests on a real engine
 .PHONY: test-server
 test-server: $(INSTALLED_DEV) setup  ## Run the tests on real server processes
 	@.venv/bin/python -m pytest tests/server
+
+.PHONY: bench-accuracy
+bench-accuracy: $(INSTALLED_DEV) setup  ## Measure what prefill and beam lose and cost (FULL=1: all of it, hours)
+	@.venv/bin/python -m tests.benchmarks.accuracy_beam $(if $(FULL),--full)
+	.venv/bin/python -m tests.benchmarks.accuracy_prefill $(if $(FULL),--full)
 
 .PHONY: lint
 lint: $(INSTALLED_DEV)  ## Check style, format and types
