@@ -15,7 +15,7 @@ import numpy as np
 from bytelm import utf8
 from bytelm.draws import Choose
 from bytelm.errors import DrawError, InputError, Utf8Error
-from bytelm.logprobs import EOS, LazyByteProbs, escape
+from bytelm.logprobs import EOS, LazyByteProbs
 
 if TYPE_CHECKING:
     from bytelm.byte_lm import StatefulByteLM
@@ -183,11 +183,11 @@ def _masked(q: LazyByteProbs, text: int, left: int) -> LazyByteProbs | None:
     if text == utf8.BOUNDARY and left < utf8.LONGEST:
         return None
     where = "a whole character" if text == utf8.BOUNDARY else "an incomplete character"
-    best = q.top(3)
+    likely = [b for b, logp in q.top(3).items() if logp > -math.inf]
+    names = ", ".join("EOS" if b == EOS else repr(bytes([b])) for b in likely)
     raise Utf8Error(
-        f"after {where} no byte that continues valid UTF-8 has any probability; the likeliest are "
-        f"{[escape(bytes([b])) if b != EOS else 'EOS' for b in best]}: leave valid_utf8 out, "
-        "or widen the beam"
+        f"after {where} no byte that continues valid UTF-8 has any probability, the likeliest "
+        f"being {names}: lower prune_threshold or raise K, or leave valid_utf8 out"
     )
 
 
