@@ -269,9 +269,20 @@ class ByteBeamState(StatefulByteLM):
 
     @property
     def _prefix(self) -> bytes:
-        """What the tokenizer put before the text."""
-        initial = self.source.vocab.initial_context
-        return self.source.vocab.prefix if self._anchor[: len(initial)] == initial else b""
+        """What the tokenizer put before the whole text; nothing if a special token comes first."""
+        vocab = self.source.vocab
+        length = len(vocab.initial_context)
+        first = self._anchor[length : length + 1]
+        begins = self._anchor[:length] == vocab.initial_context
+        return vocab.prefix if begins and all(vocab.token_bytes[t] for t in first) else b""
+
+    @property
+    def _is_fresh(self) -> bool:
+        """Whether no byte was consumed behind the anchor."""
+        text = self._text
+        return not text or (
+            text == self._prefix and len(self._anchor) == len(self.source.vocab.initial_context)
+        )
 
     @property
     def _text(self) -> bytes:
@@ -370,7 +381,7 @@ class ByteBeamState(StatefulByteLM):
         before = self._text
         trunk = TrunkFinder.of(self.source.vocab).find(before + added, tail)
         self._check_fits(len(trunk.tokens) + len(trunk.rest_tokens))
-        fresh = before in (b"", self._prefix)
+        fresh = self._is_fresh
         spelling = self._reading(self.source.spelling_eos())
         if mode == "exact" or (len(added) <= SHORT and not fresh):
             state = await spelling._walk(added)
@@ -380,11 +391,11 @@ class ByteBeamState(StatefulByteLM):
             state = await spelling._walk(added)
         return state._reading(self.source)
 
-    def insert(self, tokens: Sequence[int]) -> Self:
-        """The state after tokens that are no text, such as ``<|im_start|>``: an intervention.
+    def insert(self, tokens: Sequence[int], text: bytes = b"") -> Self:
+        """The state after ``text`` and tokens that are none, such as ``<|im_start|>``.
 
-        The text before them is tokenized canonically, so that one candidate is left; no weight
-        changes, and nothing is evaluated.
+        This is an intervention: all text before the tokens is read canonically, so that one
+        candidate is left; no weight changes, and nothing is evaluated.
 
         Raises:
             VocabError: when one of ``tokens`` is not in the vocabulary, or has bytes.
@@ -395,8 +406,7 @@ class ByteBeamState(StatefulByteLM):
         for token in tokens:
             if not 0 <= token < vocab.size or vocab.token_bytes[token]:
                 raise VocabError(f"token {token} cannot be inserted: it is no special token")
-        before = self._text
-        ids = vocab.encode(before) if before != self._prefix else []
+        ids = vocab.encode(self._text + text) if text or not self._is_fresh else []
         self._check_fits(len(ids) + len(tokens))
         anchor = (*self._anchor, *ids, *tokens)
         return type(self)(self.source, self.params, anchor, roots=[(anchor, self.logZ)])

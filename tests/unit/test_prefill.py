@@ -231,6 +231,26 @@ async def test_text_after_an_inserted_token_begins_a_trunk_of_its_own():
     assert state.context == b"the catthe cat the cat"
 
 
+async def test_text_can_be_given_with_the_tokens_behind_it():
+    lm = _Recording(WORDS)
+    state = (await initial(lm)).insert([2], b"the cat")
+    assert next(iter(state)).tokens == (0, *WORDS.encode(b"the cat"), 2)
+    assert lm.contexts == []
+
+
+async def test_the_tokenizers_prefix_belongs_to_a_text_that_comes_first():
+    vocab = ByteVocab.from_file(SHIPPED / "tokenizer.model.v1")
+    lm = StubLM(vocab, rows=8)
+    start = await initial(lm, BeamParams(K=1))
+    first = await (start.insert([2], b"hi")).prefill(b" you")
+    assert first.context == b"hi you"
+    assert next(iter(first)).tokens[:3] == (1, *vocab.encode(b" hi"), 2)
+    special_first = await start.insert([2]).prefill(b" hi")
+    assert special_first.context == b" hi"
+    assert next(iter(special_first.insert([2]))).tokens == (1, 2, *vocab.encode(b" hi"), 2)
+    assert next(iter(start.insert([2]).insert([2], b" "))).tokens == (1, 2, *vocab.encode(b" "), 2)
+
+
 @pytest.mark.parametrize("token", [-1, 200, 10])
 async def test_what_is_no_special_token_cannot_be_inserted(token):
     with pytest.raises(VocabError, match=str(token)):
