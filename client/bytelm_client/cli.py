@@ -13,6 +13,7 @@ import types
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from importlib.metadata import version as installed_version
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import typer
@@ -170,7 +171,9 @@ def serve(
     The flags can also be given as environment variables, named in brackets.
     """
     with _one_line_errors():
-        server_settings = _settings(ServerSettings, {"served_model_name": model, **flags})
+        server_settings = _settings(ServerSettings, flags)
+        name = server_settings.served_model_name or _short_name(model)
+        server_settings = server_settings.model_copy(update={"served_model_name": name})
         engine_settings = _settings(EngineSettings, flags)
         # What can go wrong at once goes wrong before the slow steps.
         from bytelm_server.process import listen, url_of
@@ -196,13 +199,23 @@ def serve(
 
         def on_ready(service: "ByteService") -> None:
             progress.done()
-            print(_ready(service.model()["name"], url), flush=True)
+            print(_ready(name, url), flush=True)
 
         try:
             code = serve_until_signal(open_lm, server_settings, sock, on_ready)
         finally:
             progress.done()
     raise typer.Exit(code)
+
+
+def _short_name(model: str) -> str:
+    """A model's name without where it is on this machine."""
+    from bytelm.models import DEFAULT, DEFAULT_NAME
+
+    if model in ("", DEFAULT):
+        return DEFAULT_NAME
+    path = Path(model).expanduser()
+    return path.resolve().name if path.is_dir() else model
 
 
 def _ready(model: str, url: str) -> str:

@@ -1,0 +1,204 @@
+"""``bytelm serve`` as users run it: a real process, the real engine, the default model."""
+
+import asyncio
+import itertools
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from bytelm_client import AsyncClient, Client, InvalidRequest
+
+ALL_GONE_SECONDS = 10.0
+
+
+@dataclass
+class Served:
+    """A running ``bytelm serve`` in a process group of its own, as in a terminal."""
+
+    process: subprocess.Popen[str]
+    errors: Path
+    url: str = ""
+    said: str = ""
+
+    def wait_until_ready(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.said += line
+            if "Ctrl-C" in line:
+                break
+        found = re.search(r"http://[0-9.:]+", self.said)
+        assert found is not None, self.errors.read_text()
+        self.url = found.group()
+
+    def members(self) -> list[psutil.Process]:
+        """The processes of its group that live."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                in_group = os.getpgid(process.pid) == self.process.pid
+                if in_group and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
+            except (ProcessLookupError, psutil.NoSuchProcess):
+                continue
+        return found
+
+    def wait_until_gone(self) -> None:
+        """All processes of the group end in time."""
+        deadline = time.monotonic() + ALL_GONE_SECONDS
+        while self.process.poll() is None or self.members():
+            assert time.monotonic() < deadline, self.members()
+            time.sleep(0.1)
+
+
+def start(folder: Path) -> Served:
+    errors = folder / "stderr"
+    with errors.open("w") as stderr:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "bytelm_client", "serve", "--port", "0"],
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+            start_new_session=True,
+        )
+    return Served(process, errors)
+
+
+def kill(served: Served) -> None:
+    for process in served.members():
+        process.kill()
+    served.process.wait(10)
+
+
+def shared_memory() -> set[str]:
+    return {p.name for p in Path("/dev/shm").iterdir() if p.name.startswith(("bytelm", "psm_"))}
+
+
+@pytest.fixture(scope="module")
+def memory_before() -> set[str]:
+    return shared_memory()
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory, memory_before: set[str]) -> Iterator[Served]:
+    served = start(tmp_path_factory.mktemp("served"))
+    try:
+        served.wait_until_ready()
+        yield served
+    finally:
+        kill(served)
+
+
+@pytest.fixture
+def client(served: Served) -> Iterator[Client]:
+    with Client(served.url) as client:
+        yield client
+
+
+@pytest.fixture
+async def async_client(served: Served) -> AsyncIterator[AsyncClient]:
+    async with AsyncClient(served.url) as client:
+        yield client
+
+
+def test_what_it_says_to_type_next_works_as_pasted(served: Served) -> None:
+    (line,) = re.findall(r"^ *(curl .*)$", served.said, re.M)
+    done = subprocess.run([*shlex.split(line), "-s"], capture_output=True, text=True, timeout=120)
+    assert '"text":"doctor away."' in done.stdout
+
+
+def test_the_default_model_knows_its_proverb(served: Served) -> None:
+    body = {"context": "An apple a day keeps the ", "steps": 12}
+    answer = httpx.post(f"{served.url}/v1/greedy", json=body, timeout=120).json()
+    assert answer["results"][0]["bytes"]["text"] == "doctor away."
+    assert answer["results"][0]["finish_reason"] == "steps"
+
+
+def test_a_context_may_end_inside_a_word(client: Client) -> None:
+    assert client.greedy("The capital of Fran", 12).text.startswith("ce")
+    assert client.next_bytes("The capital of Fran").top(1)[0][0] == b"c"
+
+
+def test_the_model_has_its_own_name(client: Client) -> None:
+    (model,) = client.models()
+    assert model.name == "smollm2-135m-instruct"
+    assert model.initial_context == (1,)
+
+
+def test_a_seed_repeats_a_sample(client: Client) -> None:
+    first, again = (client.sample("Once upon a time", 20, seed=7) for _ in range(2))
+    assert first.bytes == again.bytes
+
+
+def test_a_context_over_the_models_limit_is_refused_at_once(client: Client) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        client.greedy("one two three " * 3000, 5)
+    assert caught.value.code == "context_too_long"
+    assert client.greedy("The capital of Fran", 2).text == "ce"
+
+
+async def test_32_greedy_calls_at_once_answer_as_each_alone(async_client: AsyncClient) -> None:
+    words = ["apple", "river", "doctor", "street", "winter", "teacher", "garden", "window"]
+    forms = ["The {} is ", "Once there was a {}", "I saw the {} and", "def {}("]
+    contexts = [form.format(word) for word in words for form in forms]
+    together = await asyncio.gather(*[async_client.greedy(c, 12) for c in contexts])
+    for context, result in zip(contexts, together, strict=True):
+        alone = await async_client.greedy(context, 12)
+        if alone.bytes == result.bytes:
+            continue
+        # Batching changes the last digits, which may decide between two equals, but only there.
+        pairs = itertools.takewhile(
+            lambda pair: pair[0] == pair[1], zip(alone.bytes, result.bytes, strict=False)
+        )
+        same = bytes(a for a, _ in pairs)
+        logprobs = (await async_client.next_bytes(context.encode() + same)).logprobs
+        second, first = sorted(logprobs)[-2:]
+        assert first - second < 1e-4, (context, alone, result)
+
+
+def test_ctrl_c_ends_all_processes_and_leaves_nothing(
+    served: Served, memory_before: set[str]
+) -> None:
+    assert len(served.members()) > 1, "the engine has processes of its own"
+    os.killpg(served.process.pid, signal.SIGINT)
+    served.wait_until_gone()
+    assert served.process.returncode == 130
+    assert shared_memory() <= memory_before
+    assert "Traceback" not in served.errors.read_text()
+
+
+def test_sigterm_while_the_engine_starts_ends_all_processes(
+    tmp_path: Path, memory_before: set[str]
+) -> None:
+    served = start(tmp_path)
+    try:
+        while not any("EngineCore" in p.name() for p in served.members()):
+            assert served.process.poll() is None
+            time.sleep(0.1)
+        served.process.terminate()
+        served.wait_until_gone()
+        assert served.process.returncode == 0
+        assert shared_memory() <= memory_before
+        assert "Traceback" not in served.errors.read_text()
+    finally:
+        kill(served)
+
+
+def test_a_killed_server_takes_its_engine_with_it(tmp_path: Path) -> None:
+    served = start(tmp_path)
+    try:
+        served.wait_until_ready()
+        served.process.kill()
+        served.wait_until_gone()
+    finally:
+        kill(served)
