@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import itertools
 import operator
+import time
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 Key = tuple[tuple[int, ...], str | None]
 
 DEATH_POLL_SECONDS = 0.2
+START_ABORT_SECONDS = 3.0
 DIED = "a process of the engine ended unexpectedly; start the server again"
 
 
@@ -132,15 +134,17 @@ class VllmEngine:
             EngineStartError: with the reason in one line.
         """
         settings = settings or EngineSettings()
+        others = set(engine_cores())
         starting = asyncio.ensure_future(asyncio.to_thread(start, str(model), settings))
         try:
             started = await asyncio.shield(starting)
         except asyncio.CancelledError:
             # vLLM's constructor cannot be interrupted, but it gives up when its process is gone.
+            kill_after = time.monotonic() + START_ABORT_SECONDS
             while not starting.done():
-                for core in engine_cores():
-                    core.kill()
-                await asyncio.wait({starting}, timeout=0.1)
+                for core in set(engine_cores()) - others:
+                    core.kill() if time.monotonic() > kill_after else core.terminate()
+                await asyncio.wait({starting}, timeout=0.2)
             if not starting.cancelled() and starting.exception() is None:
                 await cls(starting.result(), str(model)).close()
             raise
@@ -189,6 +193,9 @@ class VllmEngine:
         await asyncio.shield(self._closing)
 
     async def _close(self) -> None:
+        if self._llm.output_handler is not None:
+            # It would log the end of its sockets as a failure.
+            self._llm.output_handler.cancel()
         await asyncio.to_thread(shut_down, self._llm, self._processes)
         for task in self._tasks:
             task.cancel()

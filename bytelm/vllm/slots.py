@@ -43,7 +43,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bytelm.errors import EngineError
-from bytelm.vllm.watchdog import is_alive, start_time
+from bytelm.vllm.watchdog import Watched, is_alive, start_time
 
 SHM = Path("/dev/shm")
 # A slot begins with its nonce and goes on with its row at the next cache line.
@@ -52,7 +52,7 @@ ROW_START = LINE // 4
 
 
 @dataclass(frozen=True)
-class SlotsAddress:
+class SlotsAddress(Watched):
     """All that a worker needs to attach to the slots: where, how many, rows how wide (float32)."""
 
     path: str

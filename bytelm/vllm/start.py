@@ -132,6 +132,19 @@ def check_cpu(cpuinfo: str, machine: str) -> None:
         )
 
 
+def check_memory(kv_bytes: int, available: int) -> None:
+    """Refuse a KV cache that is larger than the memory that is free.
+
+    Raises:
+        EngineStartError: naming both, in GiB.
+    """
+    if kv_bytes > available:
+        raise EngineStartError(
+            f"the KV cache takes {kv_bytes / 2**30:.1f} GiB and {available / 2**30:.1f} GiB of "
+            "memory are free: set BYTELM_ENGINE_KV_CACHE_MEMORY_BYTES lower"
+        )
+
+
 def _config(model: str, settings: EngineSettings, device: str) -> VllmConfig:
     from vllm import AsyncEngineArgs
 
@@ -151,6 +164,8 @@ def _config(model: str, settings: EngineSettings, device: str) -> VllmConfig:
     if block_size is not None:
         arguments["block_size"] = block_size
     kv_bytes = settings.kv_cache_memory_bytes or (CPU_KV_CACHE_BYTES if cpu else None)
+    if cpu and kv_bytes is not None:
+        check_memory(kv_bytes, psutil.virtual_memory().available)
     if kv_bytes is not None:
         arguments["kv_cache_memory_bytes"] = kv_bytes
     config = AsyncEngineArgs(**arguments).create_engine_config()

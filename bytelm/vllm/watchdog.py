@@ -5,6 +5,10 @@ their memory. :func:`install` is a ``vllm.general_plugins`` entry point, so vLLM
 engine core and in every worker. The owner names itself in the environment that they inherit
 (:class:`bytelm.settings.Owner`); where nobody does, nothing happens.
 
+vLLM loads plugins only after the engine core has shaken hands with its owner, for which it waits
+minutes. So that an owner killed before that is noticed too, :class:`Watched` rides on vLLM's
+configuration, which a process unpickles before anything else.
+
 This module must not import vLLM or torch: it runs first.
 """
 
@@ -12,11 +16,14 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from bytelm.settings import Owner
 
 POLL_SECONDS = 1.0
+THREAD = "bytelm-watchdog"
 
 
 def start_time(pid: int) -> int | None:
@@ -40,13 +47,23 @@ def is_alive(pid: int, started: int) -> bool:
 
 
 def install() -> None:
-    """Watch the owner from a thread, if this process belongs to one and is not it."""
+    """Watch the owner from a thread, if this process belongs to one and is not it; once."""
     owner = Owner()
     if owner.pid is None or owner.started is None or owner.pid == os.getpid():
         return
+    if any(thread.name == THREAD for thread in threading.enumerate()):
+        return
     threading.Thread(
-        target=_watch, args=(owner.pid, owner.started), name="bytelm-watchdog", daemon=True
+        target=_watch, args=(owner.pid, owner.started), name=THREAD, daemon=True
     ).start()
+
+
+class Watched:
+    """A base of values whose arrival in another process installs the watchdog there."""
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        """Rebuild the value by :func:`_arrived`."""
+        return _arrived, (type(self), vars(self))
 
 
 def _watch(pid: int, started: int) -> None:
@@ -54,3 +71,8 @@ def _watch(pid: int, started: int) -> None:
         time.sleep(POLL_SECONDS)
     # Not an orderly exit: handlers and native threads could keep the process alive.
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _arrived(kind: type[Watched], fields: dict[str, Any]) -> Watched:
+    install()
+    return kind(**fields)

@@ -1,11 +1,13 @@
 import os
+import pickle
 import subprocess
 import sys
 import threading
 
 import pytest
 
-from bytelm.vllm.watchdog import install, is_alive, start_time
+from bytelm.vllm.slots import SlotsAddress
+from bytelm.vllm.watchdog import THREAD, install, is_alive, start_time
 
 WATCHED = """
 import sys, time
@@ -73,6 +75,28 @@ def test_a_watched_process_ends_when_its_owner_was_gone_before(owner):
     assert watched.wait(timeout=10) == -9
 
 
+def test_a_process_that_receives_an_address_is_watched(owner):
+    """Before vLLM loads its plugins."""
+    address = SlotsAddress("/dev/shm/x", 2, 3)
+    code = f"""
+import pickle, time
+assert pickle.loads({pickle.dumps(address)!r}).count == 2
+print("ready", flush=True)
+time.sleep(60)
+"""
+    started = start_time(owner.pid)
+    watched = spawn(code, BYTELM_OWNER_PID=str(owner.pid), BYTELM_OWNER_STARTED=str(started))
+    assert watched.stdout.readline() == "ready\n"
+    owner.kill()
+    owner.wait()
+    assert watched.wait(timeout=10) == -9
+
+
+def test_an_address_arrives_as_it_was():
+    address = SlotsAddress("/dev/shm/x", 2, 3)
+    assert pickle.loads(pickle.dumps(address)) == address
+
+
 def test_a_watched_process_lives_while_its_owner_does(owner):
     watched = watched_by(owner.pid, start_time(owner.pid))
     with pytest.raises(subprocess.TimeoutExpired):
@@ -82,7 +106,7 @@ def test_a_watched_process_lives_while_its_owner_does(owner):
 
 
 def watchdogs() -> int:
-    return sum(thread.name == "bytelm-watchdog" for thread in threading.enumerate())
+    return sum(thread.name == THREAD for thread in threading.enumerate())
 
 
 def test_a_process_without_an_owner_is_not_watched(monkeypatch):
@@ -97,3 +121,19 @@ def test_the_owner_does_not_watch_itself(monkeypatch):
     monkeypatch.setenv("BYTELM_OWNER_STARTED", str(start_time(os.getpid())))
     install()
     assert watchdogs() == 0
+
+
+def test_one_watchdog_is_enough(owner):
+    code = """
+import threading, time
+from bytelm.vllm.watchdog import THREAD, install
+install()
+install()
+print(sum(thread.name == THREAD for thread in threading.enumerate()), flush=True)
+time.sleep(60)
+"""
+    started = start_time(owner.pid)
+    watched = spawn(code, BYTELM_OWNER_PID=str(owner.pid), BYTELM_OWNER_STARTED=str(started))
+    assert watched.stdout.readline() == "1\n"
+    watched.kill()
+    watched.wait()

@@ -1,0 +1,117 @@
+import errno
+import json
+import os
+from types import SimpleNamespace
+
+import pytest
+
+from bytelm.errors import EngineStartError
+from bytelm.settings import EngineSettings, Owner
+from bytelm.vllm import start
+from bytelm.vllm.engine import VllmEngine
+
+OWNER = Owner(pid=1, started=2)
+
+
+def test_a_processor_without_avx2_is_refused_in_one_line():
+    with pytest.raises(EngineStartError, match="no AVX2") as error:
+        start.check_cpu("processor : 0\nflags\t\t: fpu sse4_2 avx\n", "x86_64")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "machine"),
+    [("flags\t\t: fpu avx avx2\n", "x86_64"), ("Features : asimd\n", "aarch64")],
+)
+def test_other_processors_pass(cpuinfo, machine):
+    assert start.check_cpu(cpuinfo, machine) is None
+
+
+def test_a_cache_larger_than_free_memory_is_refused():
+    with pytest.raises(EngineStartError, match=r"takes 4\.0 GiB and 3\.0 GiB .* are free"):
+        start.check_memory(4 << 30, 3 << 30)
+
+
+async def test_a_model_path_that_does_not_exist_is_refused(tmp_path):
+    with pytest.raises(EngineStartError, match="there is no model at .*/nowhere"):
+        await VllmEngine.start(tmp_path / "nowhere", EngineSettings())
+
+
+def test_a_full_dev_shm_says_what_to_do(monkeypatch):
+    def full(count, width):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(start, "Slots", full)
+    with pytest.raises(EngineStartError, match="no room for 3 rows of 5 values"):
+        start._slots(3, 5)
+
+
+# The environment of a start
+
+
+def test_the_environment_names_the_owner_and_is_put_back(monkeypatch):
+    monkeypatch.setenv("VLLM_LOGGING_LEVEL", "DEBUG")
+    monkeypatch.delenv("BYTELM_OWNER_PID", raising=False)
+    with EngineSettings(log_level="INFO").exported(OWNER):
+        assert (Owner().pid, Owner().started) == (1, 2)
+        assert os.environ["VLLM_LOGGING_LEVEL"] == "INFO"
+    assert Owner().pid is None
+    assert os.environ["VLLM_LOGGING_LEVEL"] == "DEBUG"
+
+
+def test_all_cores_that_may_be_used_are_bound():
+    with EngineSettings().exported(OWNER):
+        cores = os.environ["VLLM_CPU_OMP_THREADS_BIND"].split(",")
+    assert set(map(int, cores)) == os.sched_getaffinity(0)
+
+
+def test_settings_come_from_the_environment(monkeypatch):
+    monkeypatch.setenv("BYTELM_ENGINE_MAX_NUM_SEQS", "7")
+    monkeypatch.setenv("BYTELM_ENGINE_KV_CACHE_MEMORY_BYTES", "")
+    settings = EngineSettings()
+    assert settings.max_num_seqs == 7
+    assert settings.kv_cache_memory_bytes is None
+
+
+# The fingerprint
+
+
+def fingerprint(folder, dtype="float32", vocab="v") -> str:
+    return start._fingerprint(
+        str(folder),
+        SimpleNamespace(model_config=SimpleNamespace(dtype=dtype, revision=None)),
+        SimpleNamespace(fingerprint=lambda: vocab),
+    )
+
+
+@pytest.fixture
+def model(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"layers": 2}))
+    (tmp_path / "model.safetensors").write_bytes(bytes(1_000_000))
+    return tmp_path
+
+
+def test_the_fingerprint_is_that_of_the_model_wherever_it_lies(model, tmp_path_factory):
+    copy = tmp_path_factory.mktemp("copy")
+    for file in model.iterdir():
+        (copy / file.name).write_bytes(file.read_bytes())
+    assert fingerprint(model) == fingerprint(copy)
+
+
+def test_other_weights_change_the_fingerprint(model):
+    before = fingerprint(model)
+    weights = bytearray(1_000_000)
+    weights[500_000:600_000] = bytes([1]) * 100_000
+    (model / "model.safetensors").write_bytes(weights)
+    assert fingerprint(model) != before
+
+
+def test_another_configuration_changes_the_fingerprint(model):
+    before = fingerprint(model)
+    (model / "config.json").write_text(json.dumps({"layers": 3}))
+    assert fingerprint(model) != before
+
+
+def test_vocabulary_and_number_format_change_the_fingerprint(model):
+    prints = {fingerprint(model), fingerprint(model, vocab="w"), fingerprint(model, dtype="b")}
+    assert len(prints) == 3
