@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from bytelm.beam import BeamParams, ByteBeamState
     from bytelm.byte_lm import StatefulByteLM
+    from bytelm.context import Context, begin
+    from bytelm.draws import Draw
+    from bytelm.generation import collect, generate
     from bytelm.logprobs import EOS, Chart, LazyByteProbs
     from bytelm.token_lm import StatefulTokenizedLM
     from bytelm.vocab import ByteVocab
@@ -20,9 +23,14 @@ __all__ = [
     "ByteBeamState",
     "ByteVocab",
     "Chart",
+    "Context",
+    "Draw",
     "LazyByteProbs",
     "StatefulByteLM",
     "StatefulTokenizedLM",
+    "begin",
+    "collect",
+    "generate",
 ]
 
 _HOME_OF = {
@@ -31,9 +39,14 @@ _HOME_OF = {
     "ByteBeamState": "bytelm.beam",
     "ByteVocab": "bytelm.vocab",
     "Chart": "bytelm.logprobs",
+    "Context": "bytelm.context",
+    "Draw": "bytelm.draws",
     "LazyByteProbs": "bytelm.logprobs",
     "StatefulByteLM": "bytelm.byte_lm",
     "StatefulTokenizedLM": "bytelm.token_lm",
+    "begin": "bytelm.context",
+    "collect": "bytelm.generation",
+    "generate": "bytelm.generation",
 }
 
 

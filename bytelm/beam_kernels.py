@@ -70,10 +70,7 @@ def mix_children(
         at = start[i] - lo[x]
         for c in range(first[x], first[x + 1]):
             total[byte[c]] += scale * sum_range(pieces, at + lo[c], at + hi[c])
-    some = False
-    for x in total:
-        some = some or x > 0.0
-    return total, some
+    return total, bool(total.any())
 
 
 @njit(cache=True, nogil=True)

@@ -44,7 +44,7 @@ def gather_sum(
             x = values[order[i + j]]
             out[i + j] = x
             block += x
-        total += block
+        total += float(block)
         i += 16
     while i < stop:
         x = values[order[i]]

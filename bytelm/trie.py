@@ -47,7 +47,7 @@ def sum_range(values: NDArray[np.float32], start: int, stop: int) -> float:
         block = np.float32(0.0)
         for j in range(64):
             block += values[i + j]
-        total += block
+        total += float(block)
         i += 64
     while i < stop:
         total += values[i]
