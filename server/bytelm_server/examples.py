@@ -39,8 +39,19 @@ NEXT_BYTES = {
 NEXT_BYTES_ANSWER = _answer(
     "A distribution for each context.",
     {
-        "results": [{"top": [{"byte": 99, "logprob": -0.02}], "eos": None}],
-        "usage": _usage(19, 0, 9),
+        "results": [
+            {
+                "top": [
+                    {"byte": 99, "logprob": -0.0079},
+                    {"byte": 107, "logprob": -4.915},
+                    {"byte": 195, "logprob": -7.8555},
+                    {"byte": 122, "logprob": -8.7035},
+                    {"byte": 0, "logprob": None},
+                ],
+                "eos": None,
+            }
+        ],
+        "usage": _usage(19, 0, 10),
     },
 )
 
@@ -70,7 +81,7 @@ GREEDY_ANSWER = _answer(
                 "finish_reason": "steps",
             }
         ],
-        "usage": _usage(25, 12, 20),
+        "usage": _usage(25, 12, 12),
     },
 )
 

@@ -238,7 +238,7 @@ class Continuation(TypedDict):
 
     bytes: BytesOut
     logprob: LogProb
-    finish_reason: Annotated[str, Field(pattern="^(steps|eos|length)$")]
+    finish_reason: Annotated[str, Field(pattern="^(steps|stop|eos|length)$")]
 
 
 class Sample(Continuation):

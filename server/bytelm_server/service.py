@@ -4,7 +4,7 @@ Must not know HTTP; a route hands in a checked body and gets the answer's body b
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -13,14 +13,15 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from bytelm.beam import BeamParams, ByteBeamState
+from bytelm.draws import Choose, Draw
 from bytelm.errors import ContextTooLong, InputError
-from bytelm.logprobs import EOS
+from bytelm.generation import Generated, collect, generate
+from bytelm.logprobs import EOS, LazyByteProbs
 from bytelm.settings import ServerSettings
 from bytelm.token_lm import AsyncTokenLM
 from bytelm.vocab import ByteVocab
 from bytelm_server import schemas
 from bytelm_server.errors import LimitExceeded, item_detail
-from bytelm_server.generation import Choose, Generated, generate, greedy_choice, seeded_draw
 
 T = TypeVar("T")
 Work = Callable[[ByteBeamState, int], Coroutine[Any, Any, T]]
@@ -74,7 +75,7 @@ class ByteService:
     async def warm_up(self) -> None:
         """Do what only the first call would have to wait for."""
         state = await ByteBeamState.initial(self.lm, self._beam_params(schemas.Beam()))
-        await generate(state, 2, greedy_choice)
+        await collect(generate(state, 2, LazyByteProbs.argmax))
 
     def model(self) -> schemas.Model:
         """The model and the limits, as ``/v1/models`` gives them."""
@@ -114,19 +115,19 @@ class ByteService:
         self._check_steps(call)
 
         async def work(state: ByteBeamState, index: int) -> _Outcome:
-            made = await generate(state, call.steps, greedy_choice)
-            return _Outcome(_continuation(made, call), len(made.data))
+            made = await _generate(state, call, LazyByteProbs.argmax)
+            return _Outcome(_continuation(made), len(made.data))
 
         return await self._answer(call, work)
 
     async def sample(self, call: schemas.SampleCall) -> schemas.Answer[Any]:
         """Bytes drawn after each context; a context's draws depend on its place and the seed."""
         self._check_steps(call)
+        draw = Draw(temperature=call.temperature, seed=call.seed)
 
         async def work(state: ByteBeamState, index: int) -> _Outcome:
-            draw: Choose = seeded_draw(call.temperature, call.seed, index, 0)
-            made = await generate(state, call.steps, draw)
-            result = schemas.Sample(index=index, sample=0, **_continuation(made, call))
+            made = await _generate(state, call, draw.spawn(index, 0))
+            result = schemas.Sample(index=index, sample=0, **_continuation(made))
             return _Outcome(result, len(made.data))
 
         return await self._answer(call, work)
@@ -199,9 +200,23 @@ class ByteService:
             raise ContextTooLong(message)
 
 
-def _continuation(made: Generated, call: schemas.GreedyCall) -> schemas.Continuation:
+async def _generate(
+    state: ByteBeamState, call: schemas.GreedyCall, choose: Choose
+) -> Generated[ByteBeamState]:
+    pieces = generate(state, call.steps, choose, logprobs=call.logprobs)
+    return await collect(_in_turns(pieces))
+
+
+async def _in_turns(items: AsyncIterable[T]) -> AsyncIterator[T]:
+    """The same items; a model that answers without waiting must not keep others from their turn."""
+    async for item in items:
+        await asyncio.sleep(0)
+        yield item
+
+
+def _continuation(made: Generated[ByteBeamState]) -> schemas.Continuation:
     return schemas.Continuation(
         bytes=schemas.bytes_out(made.data),
-        logprob=made.logprob if call.logprobs else None,
+        logprob=made.logprob,
         finish_reason=made.finish_reason,
     )

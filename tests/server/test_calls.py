@@ -11,8 +11,9 @@ import pytest
 from numpy.typing import NDArray
 
 from bytelm.beam import BeamParams, ByteBeamState
-from bytelm.logprobs import EOS
-from bytelm_server.generation import generate, greedy_choice, seeded_draw
+from bytelm.draws import Choose, Draw
+from bytelm.generation import Generated, collect, generate
+from bytelm.logprobs import EOS, LazyByteProbs
 
 CONTEXTS = [b"", b"hello", b"the thing ", b"\xff\xfe", "é".encode()[:1], b"an apple" * 5]
 
@@ -45,6 +46,10 @@ def lm(stub: dict[str, Any]) -> Any:
 async def state_after(lm: Any, data: bytes, **params: Any) -> ByteBeamState:
     params = {"K": 5, "prune_threshold": 0.05, **params}
     return await (await ByteBeamState.initial(lm, BeamParams(**params))).prefill(data)
+
+
+async def continued(state: ByteBeamState, choose: Choose) -> Generated[ByteBeamState]:
+    return await collect(generate(state, 20, choose, logprobs=True))
 
 
 async def test_health_is_ready(http: httpx.AsyncClient) -> None:
@@ -86,7 +91,7 @@ async def test_greedy_is_the_librarys(http: httpx.AsyncClient, lm: Any, context:
         http, "/v1/greedy", {"context": bytes_in(context), "steps": 20, "logprobs": True}
     )
     (result,) = answer["results"]
-    made = await generate(await state_after(lm, context), 20, greedy_choice)
+    made = await continued(await state_after(lm, context), LazyByteProbs.argmax)
     whole = await (await state_after(lm, b"")).greedy(context, 20)
     assert base64.b64decode(result["bytes"]["base64"]) == made.data == whole[len(context) :]
     assert result["logprob"] == made.logprob
@@ -97,7 +102,7 @@ async def test_beam_parameters_reach_the_beam(http: httpx.AsyncClient, lm: Any) 
     body = {"context": "hello", "steps": 20, "logprobs": True}
     beam = {"K": 1, "prune_threshold": 0.5}
     (result,) = (await post(http, "/v1/greedy", {**body, "beam": beam}))["results"]
-    made = await generate(await state_after(lm, b"hello", **beam), 20, greedy_choice)
+    made = await continued(await state_after(lm, b"hello", **beam), LazyByteProbs.argmax)
     assert result["logprob"] == made.logprob
     (usual,) = (await post(http, "/v1/greedy", body))["results"]
     assert result["logprob"] != usual["logprob"]
@@ -108,8 +113,8 @@ async def test_sample_draws_what_the_seed_says(http: httpx.AsyncClient, lm: Any)
     results = (await post(http, "/v1/sample", body))["results"]
     assert [(r["index"], r["sample"]) for r in results] == [(0, 0), (1, 0)]
     for index, (context, result) in enumerate(zip([b"hello", b"the "], results, strict=True)):
-        draw = seeded_draw(0.7, 3, index, 0)
-        made = await generate(await state_after(lm, context), 20, draw)
+        draw = Draw(temperature=0.7, seed=3, key=(index, 0))
+        made = await continued(await state_after(lm, context), draw)
         assert base64.b64decode(result["bytes"]["base64"]) == made.data
 
 
