@@ -138,6 +138,20 @@ _NONE = _Candidates(
 )
 
 
+class _Wanted(NamedTuple):
+    """A candidate to evaluate: a root, or an extension.
+
+    Attributes:
+        key: (the candidate that is extended, the token that ends it); (-1, i) for root i.
+        path: its tokens.
+        weight: its weight.
+    """
+
+    key: tuple[int, int]
+    path: Path
+    weight: float
+
+
 class _Opened(NamedTuple):
     """A candidate at the root of the trie, with the evaluation of its tokens."""
 
@@ -265,7 +279,7 @@ class ByteBeamState(StatefulByteLM):
         if self.source.fits(len(self._paths[0]) + 1):
             return False
         extensions = self._extensions(self.logZ, self.params.log_prune_threshold)
-        return any(i == 0 for (i, _), _, _ in extensions)
+        return any(one.key[0] == 0 for one in extensions)
 
     @property
     def _prefix(self) -> bytes:
@@ -302,9 +316,10 @@ class ByteBeamState(StatefulByteLM):
         total, some = kernels.mix_children(
             *self._candidates, trie.lo, trie.hi, trie.first, trie.byte, top
         )
-        for _, weight, row in await self._open(top, need_one=not some):
-            total += math.exp(weight - top) * row.root
-            some = True
+        if wanted := self._wanted(top, need_one=not some):
+            for _, weight, row in await self._open(wanted):
+                total += math.exp(weight - top) * row.root
+                some = True
         if not some:
             raise EmptyBeam(
                 f"no candidate after {_ending(self.context)} can go on: all that are left stand at "
@@ -317,19 +332,18 @@ class ByteBeamState(StatefulByteLM):
         b = check_symbol(b)
         self._check_open()
         trie = self.source.trie
-        parent, *moved = kernels.advance(
+        log_z, parent, *moved = kernels.advance(
             *self._candidates, trie.lo, trie.hi, trie.first, trie.byte, b
         )
-        candidates = _Candidates(*moved)
-        log_z = float(kernels.log_sum_exp(candidates.weight))
-        opened = await self._open(log_z, need_one=not len(parent))
-        survivors = [o for o in opened if o.row.root[b] > 0.0] if opened else []
+        opened: list[_Opened] = []
+        if wanted := self._wanted(log_z, need_one=not len(parent)):
+            opened = [o for o in await self._open(wanted) if o.row.root[b] > 0.0]
         if b == EOS:
-            ended = [(o.path, o.weight + math.log(o.row.root[EOS])) for o in survivors]
+            ended = [(o.path, o.weight + math.log(o.row.root[EOS])) for o in opened]
             state = self._with((), _NONE, sorted(ended, key=lambda e: -e[1]), terminated=True)
         else:
             paths = [self._paths[i] for i in parent.tolist()]
-            state = self._joined(paths, candidates, survivors, b)
+            state = self._joined(paths, _Candidates(*moved), opened, b)
         if not len(state):
             healed = await heal(self, b) if self.params.heal else None
             if healed is None:
@@ -413,8 +427,8 @@ class ByteBeamState(StatefulByteLM):
 
     # How it gets there.
 
-    async def _open(self, log_z: float, need_one: bool) -> list[_Opened]:
-        """The candidates at the root, and the extensions that weigh enough, evaluated.
+    def _wanted(self, log_z: float, need_one: bool) -> list[_Wanted]:
+        """The candidates at the root, and the extensions that weigh enough.
 
         Args:
             log_z: what the extensions' weights are added to before they are compared with it.
@@ -422,23 +436,22 @@ class ByteBeamState(StatefulByteLM):
         """
         wanted = self._extensions(log_z, self.params.log_prune_threshold)
         if self._roots:
-            wanted += [((-1, i), path, weight) for i, (path, weight) in enumerate(self._roots)]
+            wanted += [_Wanted((-1, i), *root) for i, root in enumerate(self._roots)]
         if not wanted and need_one:
-            wanted = sorted(self._extensions(log_z, -math.inf), key=lambda e: -e[2])[:1]
-        if not wanted:
-            return []
-        wanted = [one for one in wanted if self.source.fits(len(one[1]))]
-        missing = [(key, path) for key, path, _ in wanted if key not in self._rows]
-        if missing:
-            rows = await gather([self.source.evaluate(path) for _, path in missing])
-            for (key, _), row in zip(missing, rows, strict=True):
-                self._rows[key] = row
-        return [_Opened(path, weight, self._rows[key]) for key, path, weight in wanted]
+            wanted = sorted(self._extensions(log_z, -math.inf), key=lambda one: -one.weight)[:1]
+        return [one for one in wanted if self.source.fits(len(one.path))] if wanted else wanted
 
-    def _extensions(
-        self, log_z: float, log_threshold: float
-    ) -> list[tuple[tuple[int, int], Path, float]]:
-        """Extensions above the threshold: (candidate, token), tokens and weight of each."""
+    async def _open(self, wanted: Sequence[_Wanted]) -> list[_Opened]:
+        """Evaluates what was not evaluated yet."""
+        missing = [one for one in wanted if one.key not in self._rows]
+        if missing:
+            rows = await gather([self.source.evaluate(one.path) for one in missing])
+            for one, row in zip(missing, rows, strict=True):
+                self._rows[one.key] = row
+        return [_Opened(one.path, one.weight, self._rows[one.key]) for one in wanted]
+
+    def _extensions(self, log_z: float, log_threshold: float) -> list[_Wanted]:
+        """The extensions above the threshold."""
         if not self._paths:
             return []
         trie = self.source.trie
@@ -448,7 +461,7 @@ class ByteBeamState(StatefulByteLM):
         if not len(parent):
             return []
         return [
-            ((i, t), (*self._paths[i], t), w)
+            _Wanted((i, t), (*self._paths[i], t), w)
             for i, t, w in zip(parent.tolist(), token.tolist(), weight.tolist(), strict=True)
         ]
 

@@ -144,11 +144,12 @@ def advance(
     first: I32,
     byte: U8,
     b: int,
-) -> tuple[I64, F64, I32, I64, F64, F32]:
+) -> tuple[float, I64, F64, I32, I64, F64, F32]:
     """Moves every candidate by byte ``b``; those that cannot are dropped.
 
     Returns:
-        The index that each survivor had, and its new weight, node, start, mass and pieces.
+        The survivors' summed log-weight; the index that each had, and its new weight, node, start,
+        mass and pieces.
     """
     n = weight.size
     parent = np.empty(n, np.int64)
@@ -184,6 +185,7 @@ def advance(
             new_weight[alive] = weight[i] + math.log(m / mass[i])
             alive += 1
     return (
+        log_sum_exp(new_weight[:alive]),
         parent[:alive],
         new_weight[:alive],
         new_node[:alive],
