@@ -107,7 +107,7 @@ class Sink:
             pin_memory=not self._on_cpu,
         ).to(logits.device, non_blocking=True)
         # A nonce goes the way of its row, in one copy: it stands for the row having arrived.
-        packed = logits.new_zeros((count, self._slots.shape[1]), dtype=torch.float32)
+        packed = logits.new_empty((count, self._slots.shape[1]), dtype=torch.float32)
         packed[:, :2].view(torch.int64)[:, 0] = numbers[1]
         chosen = logits if list(rows) == list(range(len(logits))) else logits[numbers[0]]
         packed[:, ROW_START : ROW_START + self._width] = torch.log_softmax(chosen.float(), dim=-1)

@@ -11,6 +11,7 @@ import hashlib
 import multiprocessing
 import os
 import platform
+import traceback
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -60,6 +61,8 @@ def start(model: str, settings: EngineSettings) -> Started:
     except BytelmError:
         raise
     except Exception as error:
+        # Half an AsyncLLM hangs on to the traceback; its destructor would fail at exit, aloud.
+        traceback.clear_frames(error.__traceback__)
         reason = " ".join(str(error).split()) or type(error).__name__
         raise EngineStartError(f"the engine could not be started: {reason}") from error
 

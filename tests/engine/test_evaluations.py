@@ -4,8 +4,10 @@ import random
 
 import numpy as np
 import pytest
+from vllm.v1.engine.async_llm import AsyncLLM
 
 from bytelm.errors import ContextTooLong, InputError
+from bytelm.token_lm import AsyncTokenLM
 from bytelm.vllm.slots import SlotPool
 
 TEXT = (
@@ -32,6 +34,11 @@ async def quiet(engine) -> None:
     """Wait until the engine has settled all that was aborted."""
     while engine.stats.in_flight or engine._settling:  # noqa: ASYNC110
         await asyncio.sleep(0.02)
+
+
+async def test_engine_and_reference_are_token_lms(engine, reference):
+    assert isinstance(engine, AsyncTokenLM)
+    assert isinstance(reference, AsyncTokenLM)
 
 
 async def test_rows_equal_transformers(engine, reference):
@@ -119,13 +126,13 @@ async def test_an_evaluation_goes_on_while_somebody_waits(engine):
 
 async def test_an_evaluation_is_aborted_when_the_last_waiter_leaves(engine, monkeypatch):
     aborted = []
-    abort = engine._llm.abort
+    abort = AsyncLLM.abort
 
-    async def watched(request_id):
+    async def watched(self, request_id):
         aborted.append(request_id)
-        await abort(request_id)
+        await abort(self, request_id)
 
-    monkeypatch.setattr(engine._llm, "abort", watched)
+    monkeypatch.setattr(AsyncLLM, "abort", watched)
     (context,) = contexts_of([1100], engine.vocab)
     first, last = (asyncio.create_task(engine.next_token_logprobs(context)) for _ in range(2))
     await asyncio.sleep(0.05)
