@@ -83,6 +83,16 @@ test-engine: $(INSTALLED_DEV) setup  ## Run the tests on a real engine
 test-server: $(INSTALLED_DEV) setup  ## Run the tests on real server processes
 	@.venv/bin/python -m pytest tests/server
 
+.PHONY: bench-host
+bench-host: $(INSTALLED_DEV) setup  ## Measure the byte layer without a model, and genlm-bytes beside it
+	@.venv/bin/python -m tests.benchmarks.bench_host $(if $(MODEL),--model "$(MODEL)") \
+	  $(if $(TORCH_INDEX),--torch-index "$(TORCH_INDEX)")
+
+.PHONY: test-peers
+test-peers: $(INSTALLED_DEV) setup  ## Compare bytelm with genlm-bytes, in a venv of its own
+	@.venv/bin/python -m tests.benchmarks.peers $(if $(MODEL),--model "$(MODEL)") \
+	  $(if $(TORCH_INDEX),--torch-index "$(TORCH_INDEX)")
+
 .PHONY: bench-accuracy
 bench-accuracy: $(INSTALLED_DEV) setup  ## Measure what prefill and beam lose and cost (FULL=1: all of it, hours)
 	@.venv/bin/python -m tests.benchmarks.accuracy_beam $(if $(FULL),--full)

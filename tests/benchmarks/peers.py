@@ -1,7 +1,7 @@
 """The environment that genlm-bytes runs in: a venv of its own under the cache directory.
 
 Nothing of it touches the project's venv. Making it takes a few minutes, once; what a killed run
-left is gone on with. ``python -m tests.benchmarks.peers`` makes it and prints its Python.
+left is gone on with. ``python -m tests.benchmarks.peers`` compares the two libraries in it.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ import tarfile
 import venv
 from pathlib import Path
 
+from bytelm import models
 from bytelm.settings import Paths
 
 ROOT = Path(__file__).resolve().parents[2]
+RESULTS = Path(__file__).parent / "results"
 
 GENLM_BYTES = "genlm-bytes==0.2.0"
 TORCH = "torch==2.13.0+cpu"
@@ -78,17 +80,22 @@ def sources() -> Path:
     return made / name
 
 
-def run(module: str, *arguments: str) -> None:
-    """Runs a module of this folder in the venv, with the source tree on its path.
+def environment() -> dict[str, str]:
+    """What a process of the benchmarks runs with: the source tree, no warnings, compiled once."""
+    return os.environ | {
+        "PYTHONPATH": str(ROOT),
+        "PYTHONWARNINGS": "ignore",
+        "NUMBA_CACHE_DIR": str(folder() / "numba"),
+        "HF_HUB_OFFLINE": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
 
-    Raises:
-        SystemExit: when the module fails.
-    """
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "TOKENIZERS_PARALLELISM": "false"}
+
+def run(module: str, *arguments: str) -> int:
+    """Runs a module of this folder in the venv; its exit status."""
     command = [str(python()), "-m", module, *arguments]
-    done = subprocess.run(command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL)
-    if done.returncode != 0:
-        raise SystemExit(done.returncode)
+    return subprocess.run(command, cwd=ROOT, env=environment(), stdin=subprocess.DEVNULL).returncode
 
 
 def _pip(executable: Path, arguments: list[str]) -> None:
@@ -107,8 +114,20 @@ def _say(line: str) -> None:
     print(f"==> {line}", file=sys.stderr, flush=True)
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
+def main() -> int:
+    """Compares bytelm with genlm-bytes: the code of its documentation, then the numbers."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--model", help="a model's folder or name; the default model otherwise")
     parser.add_argument("--torch-index", help="an index that has PyTorch's CPU builds")
-    chosen = parser.parse_args()
-    print(python(chosen.torch_index or None))
+    given = parser.parse_args()
+    model = str(models.resolve(given.model, progress=_say))
+    python(given.torch_index or None)
+    _say("running the code of genlm-bytes' README and notebook in both (1 minute)")
+    usage = run("tests.benchmarks.genlm_usage", model, str(sources()))
+    _say("comparing distributions and greedy bytes (5 to 15 minutes; goes on where it stopped)")
+    places = ["--progress", str(folder().parent), "--results", str(RESULTS)]
+    return max(usage, run("tests.benchmarks.genlm_exactness", model, *places))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
