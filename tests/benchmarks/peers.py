@@ -81,11 +81,10 @@ def sources() -> Path:
 
 
 def environment() -> dict[str, str]:
-    """What a process of the benchmarks runs with: the source tree, no warnings, compiled once."""
+    """What a process of the benchmarks runs with: the source tree, and no warnings."""
     return os.environ | {
         "PYTHONPATH": str(ROOT),
         "PYTHONWARNINGS": "ignore",
-        "NUMBA_CACHE_DIR": str(folder() / "numba"),
         "HF_HUB_OFFLINE": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "TOKENIZERS_PARALLELISM": "false",
