@@ -13,8 +13,8 @@ import json
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 import bytelm
 from bytelm import models
+from bytelm.errors import BytelmError
 from bytelm.settings import Paths
 from bytelm.testing import StubLM
 from bytelm.vocab import ByteVocab
@@ -199,7 +200,24 @@ async def _started(folder: Path, vocab: ByteVocab, stub: bool) -> ClosableLM:
     say("starting the engine (about 40 seconds)")
     from bytelm.vllm.engine import VllmEngine
 
-    return await VllmEngine.start(folder)
+    with _main_hidden():
+        return await VllmEngine.start(folder)
+
+
+@contextmanager
+def _main_hidden() -> Iterator[None]:
+    """Meanwhile, new processes do not import this program's main module.
+
+    With it they would import numba, and vLLM's CPU worker fails on what it finds in llvmlite.
+    """
+    main = sys.modules["__main__"].__dict__
+    hidden = {name: main[name] for name in ("__spec__", "__file__") if name in main}
+    main["__spec__"] = None
+    main.pop("__file__", None)
+    try:
+        yield
+    finally:
+        main.update(hidden)
 
 
 class _ClosableStub(StubLM):
@@ -255,7 +273,11 @@ def run(main: Awaitable[None]) -> None:
         task.result()
         return True
 
-    if not asyncio.run(interruptible()):
+    try:
+        finished = asyncio.run(interruptible())
+    except BytelmError as error:
+        raise SystemExit(f"error: {error}") from error
+    if not finished:
         say("\nstopped; the same command goes on from here")
         raise SystemExit(INTERRUPTED)
 

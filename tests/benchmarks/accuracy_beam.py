@@ -196,6 +196,11 @@ def plot(outcomes: dict[tuple[int, float], dict[str, Outcome]], path: Path) -> N
                 color=colours[0],
             )
         panel.axhline(0, color="#999999", linewidth=0.8)
+        if name == "all":
+            panel.plot(
+                [], [], "x", color="#555555", markersize=8, label="has bytes of probability 0"
+            )
+            panel.legend(fontsize=8)
         panel.set_title("all texts" if name == "all" else name)
         panel.grid(alpha=0.25)
         panel.set_xscale("log")
@@ -203,7 +208,6 @@ def plot(outcomes: dict[tuple[int, float], dict[str, Outcome]], path: Path) -> N
     ticks = [0.3, 0.5, 1, 2, 5, 10, 20]
     axes.flat[0].set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.flat[0].xaxis.set_minor_locator(ticker.NullLocator())
-    axes.flat[0].legend(fontsize=8)
     figure.supxlabel("evaluations per byte")
     figure.supylabel(f"excess bits per byte over K={REFERENCE[0]}, threshold 0")
     figure.savefig(path, dpi=110)
