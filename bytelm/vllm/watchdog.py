@@ -9,9 +9,6 @@ vLLM loads plugins only after the engine core has shaken hands with its owner, f
 minutes. So that an owner killed before that is noticed too, :class:`Watched` rides on vLLM's
 configuration, which a process unpickles before anything else.
 
-The processes also leave their owner's process group: Ctrl-C in a terminal reaches the owner alone,
-which lets running calls end before it ends the engine.
-
 This module must not import vLLM or torch: it runs first.
 """
 
@@ -56,8 +53,6 @@ def install() -> None:
         return
     if any(thread.name == THREAD for thread in threading.enumerate()):
         return
-    if os.getpgrp() != os.getpid():
-        os.setpgrp()
     threading.Thread(
         target=_watch, args=(owner.pid, owner.started), name=THREAD, daemon=True
     ).start()

@@ -137,10 +137,3 @@ time.sleep(60)
     assert watched.stdout.readline() == "1\n"
     watched.kill()
     watched.wait()
-
-
-def test_ctrl_c_does_not_reach_a_watched_process(owner):
-    watched = watched_by(owner.pid, start_time(owner.pid))
-    assert os.getpgid(watched.pid) == watched.pid
-    watched.kill()
-    watched.wait()
