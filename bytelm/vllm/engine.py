@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import itertools
 import operator
-import time
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
 Key = tuple[tuple[int, ...], str | None]
 
 DEATH_POLL_SECONDS = 0.2
-START_ABORT_SECONDS = 3.0
 DIED = "a process of the engine ended unexpectedly; start the server again"
 
 
@@ -140,11 +138,11 @@ class VllmEngine:
             started = await asyncio.shield(starting)
         except asyncio.CancelledError:
             # vLLM's constructor cannot be interrupted, but it gives up when its process is gone.
-            kill_after = time.monotonic() + START_ABORT_SECONDS
+            # While that starts, it only takes note of gentler signals.
             while not starting.done():
                 for core in set(engine_cores()) - others:
-                    core.kill() if time.monotonic() > kill_after else core.terminate()
-                await asyncio.wait({starting}, timeout=0.2)
+                    core.kill()
+                await asyncio.wait({starting}, timeout=0.1)
             if not starting.cancelled() and starting.exception() is None:
                 await cls(starting.result(), str(model)).close()
             raise
