@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import itertools
 import operator
+import threading
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -133,10 +134,12 @@ class VllmEngine:
         """
         settings = settings or EngineSettings()
         others = set(engine_cores())
-        starting = asyncio.ensure_future(asyncio.to_thread(start, str(model), settings))
+        given_up = threading.Event()
+        starting = asyncio.ensure_future(asyncio.to_thread(start, str(model), settings, given_up))
         try:
             started = await asyncio.shield(starting)
         except asyncio.CancelledError:
+            given_up.set()
             # vLLM's constructor cannot be interrupted, but it gives up when its process is gone.
             # While that starts, it only takes note of gentler signals.
             while not starting.done():
@@ -194,11 +197,13 @@ class VllmEngine:
         if self._llm.output_handler is not None:
             # It would log the end of its sockets as a failure.
             self._llm.output_handler.cancel()
-        await asyncio.to_thread(shut_down, self._llm, self._processes)
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._slots.close()
+        try:
+            await asyncio.to_thread(shut_down, self._llm, self._processes)
+        finally:
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+            self._slots.close()
         # Its destructor must not be left to the interpreter's end, when its modules are gone.
         del self._llm
 

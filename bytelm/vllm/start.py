@@ -11,6 +11,7 @@ import hashlib
 import multiprocessing
 import os
 import platform
+import threading
 import traceback
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
@@ -48,8 +49,13 @@ class Started:
     processes: tuple[psutil.Process, ...]  # of the engine, below this one
 
 
-def start(model: str, settings: EngineSettings) -> Started:
+def start(model: str, settings: EngineSettings, given_up: threading.Event) -> Started:
     """Start the engine's processes and wait until they are ready.
+
+    Args:
+        model: a model's folder, or a name that vLLM knows.
+        settings: how to run it.
+        given_up: when somebody sets it, no further step is begun.
 
     Raises:
         EngineStartError: with the reason in one line.
@@ -57,7 +63,7 @@ def start(model: str, settings: EngineSettings) -> Started:
     owner = Owner(pid=os.getpid(), started=start_time(os.getpid()))
     try:
         with settings.exported(owner):
-            return _start(model, settings)
+            return _start(model, settings, given_up)
     except BytelmError:
         raise
     except Exception as error:
@@ -67,21 +73,29 @@ def start(model: str, settings: EngineSettings) -> Started:
         raise EngineStartError(f"the engine could not be started: {reason}") from error
 
 
-def _start(model: str, settings: EngineSettings) -> Started:
+def _start(model: str, settings: EngineSettings, given_up: threading.Event) -> Started:
+    def go_on() -> None:
+        if given_up.is_set():
+            raise EngineStartError("the start was given up")
+
+    go_on()
     if os.sep in model and not Path(model).is_dir():
         raise EngineStartError(f"there is no model at {model}: give a model's folder")
     device = _device(settings)
     if device == "cpu":
         check_cpu(Path("/proc/cpuinfo").read_text(), platform.machine())
+    go_on()
 
     from vllm.v1.engine.async_llm import AsyncLLM
 
     from bytelm.vllm.capture import processor
     from bytelm.vocab import ByteVocab
 
+    go_on()
     config = _config(model, settings, device)
     width = config.model_config.get_vocab_size()
     vocab = ByteVocab.from_pretrained(model, vocab_size=width)
+    go_on()
     sweep()
     slots = _slots(settings.slots or 2 * settings.max_num_seqs, width)
     try:

@@ -1,6 +1,7 @@
 import errno
 import json
 import os
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -35,6 +36,13 @@ def test_a_cache_larger_than_free_memory_is_refused():
 async def test_a_model_path_that_does_not_exist_is_refused(tmp_path):
     with pytest.raises(EngineStartError, match="there is no model at .*/nowhere"):
         await VllmEngine.start(tmp_path / "nowhere", EngineSettings())
+
+
+def test_a_start_that_was_given_up_begins_no_further_step(tmp_path):
+    given_up = threading.Event()
+    given_up.set()
+    with pytest.raises(EngineStartError, match="given up"):
+        start.start(str(tmp_path), EngineSettings(), given_up)
 
 
 def test_a_full_dev_shm_says_what_to_do(monkeypatch):
