@@ -1,0 +1,253 @@
+"""The engine's own logic, on a stand-in for vLLM whose every step the test decides."""
+
+import asyncio
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from vllm.v1.engine.exceptions import EngineDeadError
+
+from bytelm.errors import EngineDead, EngineError
+from bytelm.vllm.capture import flag_of
+from bytelm.vllm.engine import VllmEngine
+from bytelm.vllm.slots import ROW_START, Slots, attach
+from bytelm.vllm.start import Started
+
+WIDTH = 7
+
+
+class FakeLLM:
+    """What the engine uses of AsyncLLM. Requests wait until the test finishes them."""
+
+    def __init__(self, address) -> None:
+        self.vllm_config = SimpleNamespace(device_config=SimpleNamespace(device_type="cpu"))
+        self.model_config = SimpleNamespace(max_model_len=100)
+        self.errored = False
+        self.output_handler = None
+        self.output_processor = SimpleNamespace(propagate_error=self.fail_all)
+        self.requests: dict[str, asyncio.Future] = {}
+        self.flags: dict[str, tuple[int, int]] = {}
+        self.log: list[str] = []
+        self.answers = asyncio.Event()
+        self.answers.set()
+        floats = np.frombuffer(attach(address), np.float32)
+        self.slots = floats.reshape(address.count, address.stride)
+
+    def write(self, request_id: str, *, nonce: int | None = None) -> None:
+        slot, own = self.flags[request_id]
+        self.slots[slot, ROW_START : ROW_START + WIDTH] = np.float32(own)
+        self.slots.view(np.int64)[slot, 0] = own if nonce is None else nonce
+
+    def finish(self, request_id: str, reason: str = "length") -> None:
+        self.requests.pop(request_id).set_result(reason)
+
+    def fail_all(self, error: Exception) -> None:
+        for request in self.requests.values():
+            request.set_exception(error)
+        self.requests.clear()
+
+    async def generate(self, prompt, params, request_id):
+        if self.errored:
+            raise EngineDeadError
+        self.flags[request_id] = flag_of(params)
+        self.requests[request_id] = asyncio.get_running_loop().create_future()
+        reason = await self.requests[request_id]
+        part = SimpleNamespace(finish_reason=reason, token_ids=[0])
+        yield SimpleNamespace(outputs=[part], num_cached_tokens=0)
+
+    async def abort(self, request_id: str) -> None:
+        self.log.append(f"abort {request_id}")
+        if request_id in self.requests:
+            self.finish(request_id, "abort")
+
+    async def is_paused(self) -> bool:
+        self.log.append("asked")
+        await self.answers.wait()
+        return False
+
+    def shutdown(self, timeout: float) -> None:
+        self.log.append("shutdown")
+
+
+@pytest.fixture
+async def llm(tmp_path):
+    slots = Slots(2, WIDTH, directory=tmp_path)
+    fake = FakeLLM(slots.address)
+    fake.owned = slots
+    return fake
+
+
+@pytest.fixture
+async def engine(llm):
+    vocab = SimpleNamespace(size=WIDTH)
+    engine = VllmEngine(Started(llm, llm.owned, vocab, "print", ()), "model")
+    yield engine
+    await engine.close()
+
+
+async def until(condition) -> None:
+    async with asyncio.timeout(5):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0)
+
+
+async def call(engine, llm, ids, **options) -> tuple[asyncio.Task, str]:
+    """A call that was sent, and its request."""
+    before = set(llm.requests)
+    task = asyncio.create_task(engine.next_token_logprobs(ids, **options))
+    await until(lambda: set(llm.requests) - before)
+    (request,) = set(llm.requests) - before
+    return task, request
+
+
+async def test_a_row_reaches_its_caller(engine, llm):
+    task, request = await call(engine, llm, [1, 2])
+    llm.write(request)
+    llm.finish(request)
+    np.testing.assert_array_equal(await task, np.full(WIDTH, llm.flags[request][1]))
+    assert engine.stats.slots_free == 2
+
+
+async def test_nonces_are_never_used_again(engine, llm):
+    nonces = []
+    for _ in range(4):
+        task, request = await call(engine, llm, [1])
+        llm.write(request)
+        llm.finish(request)
+        await task
+        nonces.append(llm.flags[request][1])
+    assert len(set(nonces)) == 4
+
+
+async def test_another_requests_row_is_a_loud_error_and_its_slot_comes_back(engine, llm):
+    task, request = await call(engine, llm, [1])
+    llm.write(request, nonce=999)
+    llm.finish(request)
+    with pytest.raises(EngineError, match="row of request 999"):
+        await task
+    await until(lambda: engine.stats.slots_free == 2)
+    assert engine.stats.in_flight == 0
+
+
+async def test_a_row_that_was_never_written_is_a_loud_error(engine, llm):
+    task, request = await call(engine, llm, [1])
+    llm.finish(request)
+    with pytest.raises(EngineError, match="instead of request"):
+        await task
+
+
+async def test_the_slot_of_an_aborted_request_waits_for_the_engines_answer(engine, llm):
+    llm.answers.clear()
+    task, request = await call(engine, llm, [1])
+    task.cancel()
+    await until(lambda: "asked" in llm.log)
+    assert llm.log == [f"abort {request}", "asked"]
+    await asyncio.sleep(0.02)
+    assert engine.stats.slots_free == 1
+    llm.answers.set()
+    await until(lambda: engine.stats.slots_free == 2)
+
+
+async def test_slots_aborted_meanwhile_wait_for_an_answer_of_their_own(engine, llm):
+    llm.answers.clear()
+    first, _ = await call(engine, llm, [1])
+    second, late = await call(engine, llm, [2])
+    first.cancel()
+    await until(lambda: "asked" in llm.log)
+    second.cancel()
+    await until(lambda: f"abort {late}" in llm.log)
+    await asyncio.sleep(0.02)
+    llm.answers.set()
+    await until(lambda: engine.stats.slots_free == 2)
+    assert llm.log[-1] == "asked"
+    assert llm.log.count("asked") == 2
+
+
+async def test_a_request_that_ends_although_its_caller_left_keeps_its_slot_in_order(engine, llm):
+    task, request = await call(engine, llm, [1])
+    llm.write(request)
+    llm.finish(request)  # reported, but the caller leaves before it runs
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await until(lambda: engine.stats.slots_free == 2)
+
+
+async def test_each_waiter_leaves_alone(engine, llm):
+    first, request = await call(engine, llm, [1])
+    second = asyncio.create_task(engine.next_token_logprobs([1]))
+    await asyncio.sleep(0)
+    first.cancel()
+    await asyncio.gather(first, return_exceptions=True)
+    assert llm.log == []
+    llm.write(request)
+    llm.finish(request)
+    assert (await second)[0] == llm.flags[request][1]
+
+
+async def test_a_new_call_starts_anew_while_an_aborted_one_ends(engine, llm):
+    llm.answers.clear()
+    left, old = await call(engine, llm, [1])
+    left.cancel()
+    await asyncio.gather(left, return_exceptions=True)
+    again, new = await call(engine, llm, [1])
+    assert llm.flags[new][0] != llm.flags[old][0]
+    llm.write(old)  # the step that ran when it was aborted
+    llm.write(new)
+    llm.finish(new)
+    assert (await again)[0] == llm.flags[new][1]
+    llm.answers.set()
+
+
+async def test_an_abort_by_the_engine_is_an_error(engine, llm):
+    task, request = await call(engine, llm, [1])
+    llm.write(request)
+    llm.finish(request, "abort")
+    with pytest.raises(EngineError, match="'abort'"):
+        await task
+
+
+async def test_death_reaches_those_who_wait_for_a_row_and_for_a_slot(engine, llm):
+    tasks = [asyncio.create_task(engine.next_token_logprobs([1, n])) for n in range(5)]
+    await until(lambda: len(llm.requests) == 2)
+    llm.errored = True
+    for outcome in await asyncio.gather(*tasks, return_exceptions=True):
+        assert isinstance(outcome, EngineDead)
+    assert not engine.is_alive
+    with pytest.raises(EngineDead):
+        await engine.next_token_logprobs([1])
+    await until(lambda: engine.stats.in_flight == 0)
+
+
+async def test_death_reaches_slots_that_wait_for_an_answer(engine, llm):
+    llm.answers.clear()
+    task, _ = await call(engine, llm, [1])
+    task.cancel()
+    await until(lambda: "asked" in llm.log)
+    llm.errored = True
+    await until(lambda: engine.stats.slots_free == 2)
+
+
+async def test_death_reaches_a_generation(engine, llm):
+    async def generate() -> None:
+        async for _ in engine.generate([1], 5):
+            pass
+
+    task = asyncio.create_task(generate())
+    await until(lambda: llm.requests)
+    llm.errored = True
+    with pytest.raises(EngineDead):
+        await task
+
+
+async def test_close_answers_those_who_wait_and_may_be_repeated(engine, llm, tmp_path):
+    task, _ = await call(engine, llm, [1])
+    await asyncio.gather(engine.close(), engine.close())
+    with pytest.raises(EngineDead, match="was closed"):
+        await task
+    await engine.close()
+    assert llm.log.count("shutdown") == 1
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(EngineDead, match="was closed"):
+        await engine.next_token_logprobs([1])
+    assert not engine.is_alive
