@@ -94,7 +94,9 @@ def environment() -> dict[str, str]:
 def run(module: str, *arguments: str) -> int:
     """Runs a module of this folder in the venv; its exit status."""
     command = [str(python()), "-m", module, *arguments]
-    return subprocess.run(command, cwd=ROOT, env=environment(), stdin=subprocess.DEVNULL).returncode
+    # Another version of numba than the project's would undo what that has compiled.
+    variables = environment() | {"NUMBA_CACHE_DIR": str(folder() / "numba")}
+    return subprocess.run(command, cwd=ROOT, env=variables, stdin=subprocess.DEVNULL).returncode
 
 
 def _pip(executable: Path, arguments: list[str]) -> None:
