@@ -106,6 +106,8 @@ class Candidate(NamedTuple):
         partial: the bytes of the token under way.
         terminated: whether EOS was consumed.
         lm_state: the tokens as a state of the token LM.
+
+    Its ``repr`` is ``weight: token|token‖partial``.
     """
 
     weight: float
@@ -116,7 +118,7 @@ class Candidate(NamedTuple):
 
     def __repr__(self) -> str:
         end = "<EOS>" if self.terminated else ""
-        return f"{self.weight:.2f}: {self.lm_state!r}|{escape(self.partial)}{end}"
+        return f"{self.weight:.2f}: {self.lm_state!r}‖{escape(self.partial)}{end}"
 
 
 class _Candidates(NamedTuple):

@@ -286,6 +286,6 @@ async def test_an_eos_token_that_is_not_in_the_vocabulary_is_refused():
 async def test_repr_shows_weights_tokens_and_partial():
     state = await (await initial(StubLM(toy_vocab([b"ab"])))).prefill(b"ab")
     assert repr(state).startswith("Z: -")
-    assert "|a|b" in repr(state)
-    assert "|ab" in repr(state)
+    assert "<0>|a‖b" in repr(state)
+    assert "<0>‖ab" in repr(state)
     assert "<table>" in state._repr_html_()
