@@ -6,6 +6,7 @@ This module must not know bytes beyond a vocabulary's spelling, and no particula
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
@@ -41,6 +42,31 @@ class AsyncTokenLM(Protocol):
             ContextTooLong: when ``token_ids`` has more than ``max_context_tokens`` ids.
             EngineDead: when the model can no longer answer.
         """
+        ...
+
+
+@dataclass
+class Usage:
+    """What some calls took of a token LM, added up by it.
+
+    Attributes:
+        evaluations: evaluations that were made for them; one that was shared with an earlier call
+            counts there.
+        tokens_computed: tokens that went through the model.
+        tokens_cached: tokens that a cache supplied instead.
+    """
+
+    evaluations: int = 0
+    tokens_computed: int = 0
+    tokens_cached: int = 0
+
+
+@runtime_checkable
+class MeteredTokenLM(AsyncTokenLM, Protocol):
+    """A token LM that tells what each evaluation takes."""
+
+    async def evaluate(self, token_ids: Sequence[int], usage: Usage) -> NDArray[np.float32]:
+        """As ``next_token_logprobs``; what it takes is added to ``usage``."""
         ...
 
 

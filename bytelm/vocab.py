@@ -92,6 +92,10 @@ class ByteVocab:
         genlm's reading, for comparisons. Contexts start as they do here. `encode` still gives
         special tokens' spellings as ordinary text.
         """
+        return self._literal
+
+    @cached_property
+    def _literal(self) -> Self:
         bos = self.bos_token_id
         if bos is None and self.eos_token_ids:
             bos = self.eos_token_ids[0]

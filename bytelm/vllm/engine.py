@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from bytelm.errors import ContextTooLong, EngineDead, EngineError, EngineStartError, InputError
 from bytelm.settings import EngineSettings
+from bytelm.token_lm import Usage
 from bytelm.vllm.slots import SlotPool
 from bytelm.vllm.start import Started, engine_cores, shut_down, start
 
@@ -75,6 +76,7 @@ class _Evaluation:
 
     key: Key
     row: asyncio.Future[NDArray[np.float32]]
+    usage: Usage  # of the call that came first
     waiters: int = 0
     request_id: str | None = None  # None until it has a slot and is sent
     abort: asyncio.Task[None] | None = None
@@ -93,6 +95,7 @@ class VllmEngine:
         model_name: what :meth:`start` was given.
         fingerprint: names weights, configuration, vocabulary and number format.
         device: "cpu" or "cuda".
+        chat_template: the model's, where its files were read.
     """
 
     def __init__(self, started: Started, model: str) -> None:
@@ -100,6 +103,7 @@ class VllmEngine:
         self.vocab = started.vocab
         self.model_name = model
         self.fingerprint = started.fingerprint
+        self.chat_template = started.chat_template
         self.device: str = llm.vllm_config.device_config.device_type
         self.max_model_len: int = llm.model_config.max_model_len
         self.max_context_tokens: int | None = self.max_model_len - 1
@@ -113,7 +117,8 @@ class VllmEngine:
         self._unfinished = 0
         self._tasks: set[asyncio.Task[Any]] = set()
         self._nonces = itertools.count(1)
-        self._evaluations = self._shared = self._tokens_computed = self._tokens_cached = 0
+        self._shared = 0
+        self._total = Usage()
         self._dead: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._closing: asyncio.Task[None] | None = None
         self._spawn(self._watch())
@@ -174,10 +179,10 @@ class VllmEngine:
     def stats(self) -> EngineStats:
         """Counters since the start."""
         return EngineStats(
-            evaluations=self._evaluations,
+            evaluations=self._total.evaluations,
             shared=self._shared,
-            tokens_computed=self._tokens_computed,
-            tokens_cached=self._tokens_cached,
+            tokens_computed=self._total.tokens_computed,
+            tokens_cached=self._total.tokens_cached,
             in_flight=self._unfinished,
             slots=self._slots.address.count,
             slots_free=len(self._pool),
@@ -258,11 +263,21 @@ class VllmEngine:
             InputError: no ids, or ids that the model does not have.
             EngineDead: the engine cannot answer any more.
         """
+        return await self.evaluate(token_ids, Usage(), cache_salt=cache_salt)
+
+    async def evaluate(
+        self, token_ids: Sequence[int], usage: Usage, *, cache_salt: str | None = None
+    ) -> NDArray[np.float32]:
+        """As :meth:`next_token_logprobs`; what it takes is added to ``usage`` before it answers.
+
+        An evaluation that is shared counts for the call that came first.
+        """
         self._check_alive()
         key = (self._checked(token_ids), cache_salt)
         evaluation = self._in_flight.get(key)
         if evaluation is None:
-            evaluation = _Evaluation(key, asyncio.get_running_loop().create_future())
+            row = asyncio.get_running_loop().create_future()
+            evaluation = _Evaluation(key, row, usage)
             self._in_flight[key] = evaluation
             evaluation.task = self._spawn(self._evaluate(evaluation))
         else:
@@ -347,10 +362,11 @@ class VllmEngine:
             skip_clone=True,
         )
         evaluation.request_id = f"row-{nonce}"
-        self._evaluations += 1
+        evaluation.usage.evaluations += 1
+        self._total.evaluations += 1
         prompt = tokens_input(list(token_ids), cache_salt=cache_salt)
         async with contextlib.aclosing(
-            self._requested(prompt, params, evaluation.request_id)
+            self._requested(prompt, params, evaluation.request_id, evaluation.usage)
         ) as outputs:
             async for output in outputs:
                 reason = output.outputs[0].finish_reason
@@ -435,7 +451,7 @@ class VllmEngine:
         )
         prompt = tokens_input(list(ids), cache_salt=cache_salt)
         async with contextlib.aclosing(
-            self._requested(prompt, params, f"generate-{next(self._nonces)}")
+            self._requested(prompt, params, f"generate-{next(self._nonces)}", Usage())
         ) as outputs:
             async for output in outputs:
                 part = output.outputs[0]
@@ -444,27 +460,28 @@ class VllmEngine:
                 yield Chunk(tuple(part.token_ids), part.finish_reason)
 
     async def _requested(
-        self, prompt: Any, params: Any, request_id: str
+        self, prompt: Any, params: Any, request_id: str, usage: Usage
     ) -> AsyncGenerator[RequestOutput, None]:
         """The outputs of a request to vLLM, counted, with bytelm's errors."""
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
-        computed = 0
+        counted = False
         try:
             async with contextlib.aclosing(
                 self._llm.generate(prompt, params, request_id)
             ) as outputs:
                 async for output in outputs:
-                    if output.num_cached_tokens is not None and not computed:
+                    computed, cached = len(output.outputs[0].token_ids), 0
+                    if output.num_cached_tokens is not None and not counted:
+                        counted = True
                         cached = output.num_cached_tokens
-                        self._tokens_cached += cached
-                        self._tokens_computed += len(prompt["prompt_token_ids"]) - cached - 1
-                    computed += len(output.outputs[0].token_ids)
+                        computed += len(prompt["prompt_token_ids"]) - cached - 1
+                    for tally in (usage, self._total):
+                        tally.tokens_computed += computed
+                        tally.tokens_cached += cached
                     yield output
         except EngineDeadError as error:
             self._die(DIED)
             raise EngineDead(self._dead.result()) from error
         except EngineGenerateError as error:
             raise EngineError(f"the engine failed on a request: {error.__cause__}") from error
-        finally:
-            self._tokens_computed += computed

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from vllm.config import VllmConfig
     from vllm.v1.engine.async_llm import AsyncLLM
 
+    from bytelm.context import ChatTemplate
     from bytelm.vocab import ByteVocab
 
 CPU_MAX_MODEL_LEN = 4096
@@ -47,6 +48,7 @@ class Started:
     vocab: ByteVocab
     fingerprint: str
     processes: tuple[psutil.Process, ...]  # of the engine, below this one
+    chat_template: ChatTemplate | None = None
 
 
 def start(model: str, settings: EngineSettings, given_up: threading.Event) -> Started:
@@ -88,6 +90,7 @@ def _start(model: str, settings: EngineSettings, given_up: threading.Event) -> S
 
     from vllm.v1.engine.async_llm import AsyncLLM
 
+    from bytelm.context import ChatTemplate
     from bytelm.vllm.capture import processor
     from bytelm.vocab import ByteVocab
 
@@ -95,6 +98,7 @@ def _start(model: str, settings: EngineSettings, given_up: threading.Event) -> S
     config = _config(model, settings, device)
     width = config.model_config.get_vocab_size()
     vocab = ByteVocab.from_pretrained(model, vocab_size=width)
+    template = ChatTemplate.from_pretrained(model)
     go_on()
     sweep()
     slots = _slots(settings.slots or 2 * settings.max_num_seqs, width)
@@ -108,7 +112,8 @@ def _start(model: str, settings: EngineSettings, given_up: threading.Event) -> S
         slots.close()
         raise
     workers = [worker for core in cores for worker in core.children(recursive=True)]
-    return Started(llm, slots, vocab, _fingerprint(model, config, vocab), tuple(cores + workers))
+    fingerprint = _fingerprint(model, config, vocab)
+    return Started(llm, slots, vocab, fingerprint, tuple(cores + workers), template)
 
 
 def _device(settings: EngineSettings) -> str:
