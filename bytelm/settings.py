@@ -64,12 +64,21 @@ class ServerSettings(BaseSettings):
     max_K: int | None = Field(
         64, ge=1, description="The widest beam that a call may ask for; none: any."
     )
-    max_steps: int = Field(4096, ge=1, description="The most bytes that a call may generate.")
+    max_steps: int = Field(4096, ge=1, description="The most bytes of one generated text.")
     max_contexts: int = Field(256, ge=1, description="The most contexts in one call.")
+    max_results: int = Field(
+        1024, ge=1, description="The most texts that one call may generate or score."
+    )
+    max_total_steps: int = Field(
+        1 << 20, ge=1, description="The most bytes that one call may generate or score, together."
+    )
     max_context_bytes: int = Field(
         1 << 20, ge=1, description="The longest context, in bytes; the model's limit applies too."
     )
     max_body_bytes: int = Field(16 << 20, ge=1, description="The largest request body, in bytes.")
+    concurrency: int = Field(
+        128, ge=1, description="Texts of one call that are worked on at a time; the others wait."
+    )
 
 
 class ClientSettings(BaseSettings):

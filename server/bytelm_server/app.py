@@ -23,7 +23,9 @@ continuations and samples, wherever the context ends.
 * Log-probabilities are natural logarithms; −inf is null.
 * Errors have one shape: `{"error": {"type", "message", "param", "code"}}`. Unknown fields are
   refused.
-* One bad item among `contexts` has `{"index", "error"}` in its place; the others get their results.
+* A context may also be segments of bytes and special tokens, or the messages of a chat. Bytes never
+  become special tokens: `<|im_end|>` in a text is ten ordinary bytes.
+* One bad item among several has `{"index", "error"}` in its place; the others get their results.
 """
 
 
@@ -36,7 +38,8 @@ def create_app(lm: AsyncTokenLM | OpenLM, settings: ServerSettings | None = None
 
     Args:
         lm: a token LM, whose owner closes it; or a function that gives an async context manager,
-            entered in the background when the application starts and left when it stops.
+            entered in the background when the application starts and left when it stops. Its
+            ``chat_template`` (a ``bytelm.context.ChatTemplate``), if it has one, renders messages.
         settings: limits and defaults; from the environment when not given.
 
     The application's ``state.backend`` is its ``Backend``.

@@ -56,15 +56,19 @@ class ErrorBody(TypedDict):
     error: ErrorDetail
 
 
-class LimitExceeded(InputError):
-    """A well-formed call asks for more than this server gives.
+class FieldError(InputError):
+    """A field's value does not fit the model.
 
-    ``param`` names the field; None for the context that is at work.
+    ``param`` names the field; None for the item that is at work.
     """
 
     def __init__(self, message: str, param: str | None = None) -> None:
         super().__init__(message)
         self.param = param
+
+
+class LimitExceeded(FieldError):
+    """A well-formed call asks for more than this server gives."""
 
 
 class Unavailable(EngineError):
@@ -87,6 +91,8 @@ def input_detail(error: InputError, param: str | None = None) -> ErrorDetail:
             return invalid_request(str(error), "limit_exceeded", error.param or param)
         case ContextTooLong():
             return invalid_request(str(error), "context_too_long", param)
+        case FieldError():
+            return invalid_request(str(error), "invalid_value", error.param or param)
         case _:
             return invalid_request(str(error), "invalid_value", param)
 

@@ -55,6 +55,10 @@ NEXT_BYTES_ANSWER = _answer(
     },
 )
 
+CHAT = [
+    {"role": "user", "content": "What is the capital of France?"},
+]
+
 GREEDY = {
     "one": _call("A continuation", {"context": "An apple a day keeps the ", "steps": 12}),
     "beam": _call(
@@ -66,6 +70,44 @@ GREEDY = {
             "logprobs": True,
         },
         "More candidates cost more evaluations and come closer to the exact distribution.",
+    ),
+    "stop": _call(
+        "Up to a stop string",
+        {"context": "An apple a day keeps the ", "steps": 40, "stop": [" away", "\n"]},
+        "The stop string is not returned.",
+    ),
+    "chat": _call(
+        "A chat",
+        {"context": {"messages": CHAT}, "steps": 60, "stop": "\n"},
+        "The model's chat template writes the messages; EOS ends the answer.",
+    ),
+    "segments": _call(
+        "Special tokens, and an answer that has begun",
+        {
+            "context": {
+                "segments": [
+                    {"token": "<|im_start|>"},
+                    {"text": "user\nWhat is the capital of Fra"},
+                    {"base64": "bmNlPw=="},
+                    {"token": "<|im_end|>"},
+                    {"text": "\n"},
+                    {"token": "<|im_start|>"},
+                    {"text": "assistant\nThe capital of France is Par"},
+                ]
+            },
+            "steps": 20,
+        },
+        "Only `token` is a special token; a text that spells one is ordinary bytes.",
+    ),
+    "ends": _call(
+        "Other ends of a text",
+        {
+            "context": "One, two, three",
+            "steps": 40,
+            "beam": {"eos_tokens": [[46], [10], 2]},
+            "prefill": "exact",
+        },
+        "The tokens of a full stop and of a line's end, and the one with id 2, end the text.",
     ),
     "several": _call(
         "Several contexts", {"contexts": ["One, two, ", "Monday, Tuesday, "], "steps": 16}
@@ -91,11 +133,26 @@ SAMPLE = {
         {"context": "Once upon a time", "steps": 40, "temperature": 0.8, "seed": 7},
     ),
     "several": _call(
-        "Several samples of one context", {"contexts": ["My name is "] * 3, "steps": 20, "seed": 7}
+        "Several samples of one context", {"context": "My name is ", "steps": 20, "n": 3, "seed": 7}
+    ),
+    "filtered": _call(
+        "Likely bytes only, and whole characters",
+        {
+            "context": "Le café est ",
+            "steps": 30,
+            "temperature": 0.7,
+            "top_k": 40,
+            "top_p": 0.95,
+            "min_p": 0.02,
+            "valid_utf8": True,
+            "stop": ".",
+            "seed": 7,
+        },
+        "`valid_utf8` never leaves half a character.",
     ),
 }
 SAMPLE_ANSWER = _answer(
-    "A sample for each context.",
+    "The samples of each context, context by context.",
     {
         "results": [
             {
@@ -107,5 +164,48 @@ SAMPLE_ANSWER = _answer(
             }
         ],
         "usage": _usage(16, 11, 20),
+    },
+)
+
+SCORE = {
+    "choices": _call(
+        "Which continuation is likelier",
+        {"context": "The capital of France is ", "continuations": ["Paris", "London", "Par"]},
+    ),
+    "whole": _call(
+        "Byte by byte, with the end of the text",
+        {
+            "context": {"messages": CHAT},
+            "continuations": ["Paris.", ""],
+            "eos": True,
+            "per_byte": True,
+        },
+        "With `eos` the log-probability includes that the text ends there.",
+    ),
+}
+SCORE_ANSWER = _answer(
+    "A score for each continuation.",
+    {
+        "results": [
+            {"logprob": -1.0, "bits_per_byte": 0.2885},
+            {"logprob": -6.0, "bits_per_byte": 1.4427},
+            {"logprob": -0.9, "bits_per_byte": 0.4328},
+        ],
+        "usage": _usage(39, 0, 20),
+    },
+)
+
+VOCAB_ANSWER = _answer(
+    "The vocabulary; the place of a token is its id.",
+    {
+        "fingerprint": "5f0c…",
+        "bos": 1,
+        "eos": [2],
+        "prefix": {"text": "", "base64": ""},
+        "tokens": [
+            {"bytes": "", "text": "<|endoftext|>", "special": True, "added": True},
+            {"bytes": "", "text": "<|im_start|>", "special": True, "added": True},
+            {"bytes": "", "text": "<|im_end|>", "special": True, "added": True},
+        ],
     },
 )

@@ -2,9 +2,9 @@
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Depends, Request
+from fastapi import APIRouter, Body, Depends, Header, Request, Response
 
-from bytelm_server import examples, schemas
+from bytelm_server import answers, examples, requests
 from bytelm_server.backend import Backend
 from bytelm_server.disconnect import while_connected
 from bytelm_server.errors import ErrorBody
@@ -30,33 +30,52 @@ Served = Annotated[Backend, Depends(_backend)]
 @router.get(
     "/health",
     tags=["server"],
-    response_model=schemas.Health,
-    responses={503: {"model": schemas.Health, "description": "Starting, draining or dead."}},
+    response_model=answers.Health,
+    responses={503: {"model": answers.Health, "description": "Starting, draining or dead."}},
 )
 async def health(backend: Served) -> JsonResponse:
     """Whether the server can answer: 200 when it is ready, else 503."""
     status = backend.status
-    return JsonResponse(schemas.Health(status=status), 200 if status == "ready" else 503)
+    return JsonResponse(answers.Health(status=status), 200 if status == "ready" else 503)
 
 
 @router.get(
-    "/v1/models", tags=["server"], response_model=schemas.Models, responses={503: _FAILURES[503]}
+    "/v1/models", tags=["server"], response_model=answers.Models, responses={503: _FAILURES[503]}
 )
 async def models(backend: Served) -> JsonResponse:
     """The model: name, fingerprint, vocabulary size, limits, initial context."""
-    return JsonResponse(schemas.Models(data=[backend.service.model()]))
+    return JsonResponse(answers.Models(data=[backend.service.model()]))
+
+
+@router.get(
+    "/v1/vocab",
+    tags=["server"],
+    response_model=answers.Vocab,
+    responses={
+        200: examples.VOCAB_ANSWER,
+        304: {"description": "As `If-None-Match` has it."},
+        503: _FAILURES[503],
+    },
+)
+async def vocab(backend: Served, if_none_match: Annotated[str | None, Header()] = None) -> Response:
+    """The vocabulary: each id's bytes, spelling and kind; BOS, EOS. Large: keep it by its ETag."""
+    made = await backend.service.vocab()
+    headers = {"ETag": made.etag, "Cache-Control": "no-cache"}
+    if if_none_match is not None and made.etag in if_none_match:
+        return Response(status_code=304, headers=headers)
+    return Response(made.body, media_type="application/json", headers=headers)
 
 
 @router.post(
     "/v1/next_bytes",
     tags=["bytes"],
-    response_model=schemas.Answer[schemas.NextBytes | schemas.TopBytes | schemas.ItemError],
+    response_model=answers.Answer[answers.NextBytes | answers.TopBytes | answers.ItemError],
     responses={200: examples.NEXT_BYTES_ANSWER, **_FAILURES},
 )
 async def next_bytes(
     request: Request,
     backend: Served,
-    call: Annotated[schemas.NextBytesCall, Body(openapi_examples=examples.NEXT_BYTES)],
+    call: Annotated[requests.NextBytesCall, Body(openapi_examples=examples.NEXT_BYTES)],
 ) -> JsonResponse:
     """The distribution over the byte after each context, and the probability that it ends there."""
     return JsonResponse(await while_connected(request, backend.service.next_bytes(call)))
@@ -65,13 +84,13 @@ async def next_bytes(
 @router.post(
     "/v1/greedy",
     tags=["bytes"],
-    response_model=schemas.Answer[schemas.Continuation | schemas.ItemError],
+    response_model=answers.Answer[answers.Continuation | answers.ItemError],
     responses={200: examples.GREEDY_ANSWER, **_FAILURES},
 )
 async def greedy(
     request: Request,
     backend: Served,
-    call: Annotated[schemas.GreedyCall, Body(openapi_examples=examples.GREEDY)],
+    call: Annotated[requests.GreedyCall, Body(openapi_examples=examples.GREEDY)],
 ) -> JsonResponse:
     """The most probable byte after each context, again and again."""
     return JsonResponse(await while_connected(request, backend.service.greedy(call)))
@@ -80,13 +99,28 @@ async def greedy(
 @router.post(
     "/v1/sample",
     tags=["bytes"],
-    response_model=schemas.Answer[schemas.Sample | schemas.ItemError],
+    response_model=answers.Answer[answers.Sample | answers.ItemError],
     responses={200: examples.SAMPLE_ANSWER, **_FAILURES},
 )
 async def sample(
     request: Request,
     backend: Served,
-    call: Annotated[schemas.SampleCall, Body(openapi_examples=examples.SAMPLE)],
+    call: Annotated[requests.SampleCall, Body(openapi_examples=examples.SAMPLE)],
 ) -> JsonResponse:
     """Bytes drawn from the distribution after each context, one after another."""
     return JsonResponse(await while_connected(request, backend.service.sample(call)))
+
+
+@router.post(
+    "/v1/score",
+    tags=["bytes"],
+    response_model=answers.Answer[answers.Score | answers.ItemError],
+    responses={200: examples.SCORE_ANSWER, **_FAILURES},
+)
+async def score(
+    request: Request,
+    backend: Served,
+    call: Annotated[requests.ScoreCall, Body(openapi_examples=examples.SCORE)],
+) -> JsonResponse:
+    """How likely given bytes are after a context: log-probabilities and bits per byte."""
+    return JsonResponse(await while_connected(request, backend.service.score(call)))

@@ -4,43 +4,32 @@ Must not know HTTP; a route hands in a checked body and gets the answer's body b
 """
 
 import asyncio
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from bytelm.beam import BeamParams, ByteBeamState
+from bytelm.context import ChatTemplate, begin
 from bytelm.draws import Choose, Draw
-from bytelm.errors import ContextTooLong, InputError
+from bytelm.errors import BeamError, InputError
 from bytelm.generation import Generated, collect, generate
 from bytelm.logprobs import EOS, LazyByteProbs
+from bytelm.rows import RowSource
+from bytelm.score import Score, score, score_all
 from bytelm.settings import ServerSettings
 from bytelm.token_lm import AsyncTokenLM
-from bytelm.vocab import ByteVocab
-from bytelm_server import schemas
-from bytelm_server.errors import LimitExceeded, item_detail
+from bytelm.trie import TokenTrie
+from bytelm_server import answers, requests
+from bytelm_server.contexts import BytesIn, ContextIn
+from bytelm_server.counting import CountingLM
+from bytelm_server.errors import FieldError, item_detail
+from bytelm_server.limits import Limits
+from bytelm_server.vocabulary import VocabBody
 
 T = TypeVar("T")
-Work = Callable[[ByteBeamState, int], Coroutine[Any, Any, T]]
-"""What is done with one context: the state after it, and its place in the call."""
-
-
-class CountingLM:
-    """A token LM that counts the evaluations which one call asks of another."""
-
-    def __init__(self, lm: AsyncTokenLM) -> None:
-        self.lm = lm
-        self.vocab: ByteVocab = lm.vocab
-        self.max_context_tokens: int | None = lm.max_context_tokens
-        self.evaluations = 0
-
-    async def next_token_logprobs(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
-        """The other's answer; one evaluation more."""
-        self.evaluations += 1
-        return await self.lm.next_token_logprobs(token_ids)
 
 
 @dataclass(frozen=True)
@@ -49,6 +38,10 @@ class _Outcome:
 
     result: Any
     bytes_out: int = 0
+
+
+Work = Callable[["_Run", ByteBeamState, int], Coroutine[Any, Any, list[_Outcome]]]
+"""What is done with one context: the state after it, and its place in the call."""
 
 
 async def concurrently(calls: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
@@ -62,161 +55,259 @@ async def concurrently(calls: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
 
 
 class ByteService:
-    """Distributions, greedy continuations and samples, for as many contexts as a call has.
+    """Distributions, greedy continuations, samples and scores, many of each in one call.
 
-    An error in the only ``context`` of a call is raised. One of several ``contexts`` that is at
-    fault fails alone: its error stands in its place, and the others get their results.
+    An error in the only ``context`` of a call is raised. One of several items that is at fault
+    fails alone: its error stands in its place, and the others get their results.
+
+    Args:
+        lm: the token LM; its ``chat_template``, if it has one, renders messages.
+        settings: limits and defaults.
     """
 
     def __init__(self, lm: AsyncTokenLM, settings: ServerSettings) -> None:
         self.lm = lm
         self.settings = settings
+        self.limits = Limits(settings)
+        self.chat_template: ChatTemplate = getattr(lm, "chat_template", None) or ChatTemplate(None)
+        self._vocab: asyncio.Task[VocabBody] | None = None
 
     async def warm_up(self) -> None:
         """Do what only the first call would have to wait for."""
-        state = await ByteBeamState.initial(self.lm, self._beam_params(schemas.Beam()))
+        state = await ByteBeamState.initial(self.lm, self.limits.beam_params(requests.Beam()))
         await collect(generate(state, 2, LazyByteProbs.argmax))
 
-    def model(self) -> schemas.Model:
+    def model(self) -> answers.Model:
         """The model and the limits, as ``/v1/models`` gives them."""
         lm, s = self.lm, self.settings
-        return schemas.Model(
+        return answers.Model(
             name=s.served_model_name or str(getattr(lm, "model_name", type(lm).__name__)),
             revision=getattr(lm, "revision", None),
             fingerprint=getattr(lm, "fingerprint", None) or lm.vocab.fingerprint(),
             vocab_size=lm.vocab.size,
             initial_context=list(lm.vocab.initial_context),
-            limits=schemas.Limits(
+            limits=answers.Limits(
                 context_tokens=lm.max_context_tokens,
                 context_bytes=s.max_context_bytes,
                 contexts=s.max_contexts,
+                results=s.max_results,
                 steps=s.max_steps,
+                total_steps=s.max_total_steps,
                 body_bytes=s.max_body_bytes,
                 K=s.max_K,
             ),
         )
 
-    async def next_bytes(self, call: schemas.NextBytesCall) -> schemas.Answer[Any]:
+    async def vocab(self) -> VocabBody:
+        """The vocabulary, as ``/v1/vocab`` gives it; made at the first call."""
+        if self._vocab is None:
+            self._vocab = asyncio.create_task(asyncio.to_thread(VocabBody.of, self.lm.vocab))
+        return await asyncio.shield(self._vocab)
+
+    async def next_bytes(self, call: requests.NextBytesCall) -> answers.Answer[Any]:
         """The distribution over the next byte, whole or its ``top`` bytes."""
 
-        async def work(state: ByteBeamState, index: int) -> _Outcome:
-            ps = (await state.logp_next()).ps
+        async def work(run: _Run, state: ByteBeamState, index: int) -> list[_Outcome]:
+            async with run.turn:
+                ps = (await state.logp_next()).ps
             eos = float(ps[EOS])
             if call.top is None:
-                return _Outcome({"logprobs": ps[:256], "eos": eos})
+                return [_Outcome({"logprobs": ps[:256], "eos": eos})]
             best = np.argsort(-ps[:256], kind="stable")[: call.top]
-            top = [schemas.TopByte(byte=int(b), logprob=float(ps[b])) for b in best]
-            return _Outcome(schemas.TopBytes(top=top, eos=eos))
+            top = [answers.TopByte(byte=int(b), logprob=float(ps[b])) for b in best]
+            return [_Outcome(answers.TopBytes(top=top, eos=eos))]
 
-        return await self._answer(call, work)
+        return await self._for_each_context(call, work)
 
-    async def greedy(self, call: schemas.GreedyCall) -> schemas.Answer[Any]:
+    async def greedy(self, call: requests.GreedyCall) -> answers.Answer[Any]:
         """The most probable bytes after each context."""
-        self._check_steps(call)
+        self.limits.check_generation(len(call.contexts or [0]), 1, call.steps)
 
-        async def work(state: ByteBeamState, index: int) -> _Outcome:
-            made = await _generate(state, call, LazyByteProbs.argmax)
-            return _Outcome(_continuation(made), len(made.data))
+        async def work(run: _Run, state: ByteBeamState, index: int) -> list[_Outcome]:
+            made = await run.generated(state, call, LazyByteProbs.argmax)
+            return [_Outcome(_continuation(made), len(made.data))]
 
-        return await self._answer(call, work)
+        return await self._for_each_context(call, work)
 
-    async def sample(self, call: schemas.SampleCall) -> schemas.Answer[Any]:
-        """Bytes drawn after each context; a context's draws depend on its place and the seed."""
-        self._check_steps(call)
-        draw = Draw(temperature=call.temperature, seed=call.seed)
+    async def sample(self, call: requests.SampleCall) -> answers.Answer[Any]:
+        """``n`` texts drawn after each context; the draws depend on the seed and the places."""
+        self.limits.check_generation(len(call.contexts or [0]), call.n, call.steps)
+        draw = Draw(call.temperature, call.top_k, call.top_p, call.min_p, call.seed)
+        is_only_one = call.context is not None and call.n == 1
 
-        async def work(state: ByteBeamState, index: int) -> _Outcome:
-            made = await _generate(state, call, draw.spawn(index, 0))
-            result = schemas.Sample(index=index, sample=0, **_continuation(made))
-            return _Outcome(result, len(made.data))
+        async def work(run: _Run, state: ByteBeamState, index: int) -> list[_Outcome]:
+            async def one(sample: int) -> _Outcome:
+                try:
+                    made = await run.generated(
+                        state, call, draw.spawn(index, sample), valid_utf8=call.valid_utf8
+                    )
+                except InputError as error:
+                    if is_only_one:
+                        raise
+                    return _failed(index, error, call.place(index), sample)
+                result = answers.Sample(index=index, sample=sample, **_continuation(made))
+                return _Outcome(result, len(made.data))
 
-        return await self._answer(call, work)
+            if call.n > 1 and not state.at_limit:
+                # The samples begin with the same evaluations: made once, the state keeps them.
+                async with run.turn:
+                    await state.logp_next()
+            return await concurrently(one(sample) for sample in range(call.n))
 
-    async def _answer(self, call: schemas.ContextCall, work: Work[_Outcome]) -> schemas.Answer[Any]:
-        lm = CountingLM(self.lm)
-        start = await ByteBeamState.initial(lm, self._beam_params(call.beam))
+        return await self._for_each_context(call, work, call.n)
 
-        async def one(context: schemas.BytesIn, index: int) -> _Outcome:
-            await self._check_context(context.data)
-            return await work(await start.prefill(context.data), index)
+    async def score(self, call: requests.ScoreCall) -> answers.Answer[Any]:
+        """How likely each continuation is after the context."""
+        texts = [c.data if isinstance(c, BytesIn) else None for c in call.continuations]
+        good = [text for text in texts if text is not None]
+        self.limits.check_scoring([len(text) for text in good])
+        run = await self._run(call)
+        state = await run.begun(call.context, "context")
+        try:
+            scores: list[Score | InputError] = [*await self._scored(state, good, call.eos)]
+        except InputError:
+            # Something is wrong with one of them: each for itself, the others get their scores.
+            scores = await concurrently(run.scored(state, text, call.eos) for text in good)
+        found = iter(scores)
+        outcomes = []
+        for index, item in enumerate(call.continuations):
+            outcome = item if isinstance(item, ValidationError) else next(found)
+            if isinstance(outcome, Score):
+                outcomes.append(_Outcome(_score(outcome, call)))
+            else:
+                outcomes.append(_failed(index, outcome, f"continuations[{index}]"))
+        run.bytes_in += sum(map(len, good))
+        return run.answer(outcomes)
 
-        async def one_of_several(item: schemas.BytesIn | ValidationError, index: int) -> _Outcome:
+    async def _scored(self, state: ByteBeamState, texts: Sequence[bytes], eos: bool) -> list[Score]:
+        return await score_all(state, texts, eos=eos, concurrency=self.settings.concurrency)
+
+    async def _for_each_context(
+        self, call: requests.ContextCall, work: Work, n: int | None = None
+    ) -> answers.Answer[Any]:
+        """The results of ``work`` on every context of a call, each context's ``n`` side by side."""
+        items: Sequence[ContextIn | ValidationError] = call.contexts or []
+        self.limits.check_contexts(len(items))
+        run = await self._run(call)
+
+        async def one(context: ContextIn, index: int) -> list[_Outcome]:
+            return await work(run, await run.begun(context, call.place(index)), index)
+
+        async def one_of_several(item: ContextIn | ValidationError, index: int) -> list[_Outcome]:
             try:
                 if isinstance(item, ValidationError):
                     raise item
                 return await one(item, index)
             except (InputError, ValidationError) as error:
-                detail = item_detail(error, f"contexts[{index}]")
-                return _Outcome(schemas.ItemError(index=index, error=detail))
+                samples = [None] if n is None else range(n)
+                return [_failed(index, error, call.place(index), sample) for sample in samples]
 
         if call.context is not None:
-            items: Sequence[schemas.BytesIn | ValidationError] = [call.context]
             outcomes = [await one(call.context, 0)]
         else:
-            items = call.contexts or []
-            self._check_count(len(items))
             outcomes = await concurrently(one_of_several(c, i) for i, c in enumerate(items))
-        usage = schemas.Usage(
-            bytes_in=sum(len(c.data) for c in items if isinstance(c, schemas.BytesIn)),
-            bytes_out=sum(o.bytes_out for o in outcomes),
-            evaluations=lm.evaluations,
-            tokens_computed=None,
-            tokens_cached=None,
+        return run.answer([outcome for each in outcomes for outcome in each])
+
+    async def _run(self, call: requests.BeamCall) -> "_Run":
+        """Raises what is wrong with the beam before anything else is looked at."""
+        params = self.limits.beam_params(call.beam)
+        if params.special_tokens == "literal":
+            await asyncio.to_thread(lambda: TokenTrie.of(self.lm.vocab.literal()))
+        try:
+            RowSource(self.lm, params.eos_byte_strings, params.special_tokens == "literal")
+        except BeamError as error:
+            raise FieldError(str(error), "beam.eos_tokens") from error
+        return _Run(self, params, call.prefill)
+
+
+class _Run:
+    """One call at work.
+
+    Attributes:
+        turn: taken while a text is worked on, so that a large call does not do all at once.
+        bytes_in: what it was given so far.
+    """
+
+    def __init__(self, service: ByteService, params: BeamParams, prefill: str) -> None:
+        self.lm = CountingLM(service.lm)
+        self.turn = asyncio.Semaphore(service.settings.concurrency)
+        self.bytes_in = 0
+        self._service = service
+        self._params = params
+        self._prefill = prefill
+
+    async def begun(self, given: ContextIn, place: str) -> ByteBeamState:
+        """The state after a context."""
+        async with self.turn:
+            vocab = self.lm.vocab
+            context = await given.context(vocab, self._service.chat_template, place)
+            self.bytes_in += context.length
+            await self._service.limits.check_context(context, vocab, self.lm.max_context_tokens)
+            return await begin(self.lm, self._params, context, mode=self._prefill)
+
+    async def generated(
+        self,
+        state: ByteBeamState,
+        call: requests.GreedyCall,
+        choose: Choose,
+        *,
+        valid_utf8: bool = False,
+    ) -> Generated[ByteBeamState]:
+        """A continuation of a state."""
+        async with self.turn:
+            return await collect(
+                generate(
+                    state,
+                    call.steps,
+                    choose,
+                    stop=call.stops,
+                    valid_utf8=valid_utf8,
+                    logprobs=call.logprobs,
+                )
+            )
+
+    async def scored(self, state: ByteBeamState, text: bytes, eos: bool) -> Score | InputError:
+        """The score of one continuation, or what is wrong with it."""
+        async with self.turn:
+            try:
+                return await score(state, text, eos=eos)
+            except InputError as error:
+                return error
+
+    def answer(self, outcomes: Sequence[_Outcome]) -> answers.Answer[Any]:
+        """The answer's body."""
+        took, knows = self.lm.usage, self.lm.knows_tokens
+        usage = answers.Usage(
+            bytes_in=self.bytes_in,
+            bytes_out=sum(outcome.bytes_out for outcome in outcomes),
+            evaluations=took.evaluations,
+            tokens_computed=took.tokens_computed if knows else None,
+            tokens_cached=took.tokens_cached if knows else None,
         )
-        return schemas.Answer(results=[o.result for o in outcomes], usage=usage)
-
-    def _beam_params(self, beam: schemas.Beam) -> BeamParams:
-        width = beam.K if "K" in beam.model_fields_set else self.settings.default_K
-        cap = self.settings.max_K
-        if cap is not None and (width is None or width > cap):
-            wanted = "unlimited" if width is None else width
-            raise LimitExceeded(f"beam.K can be at most {cap} here, not {wanted}", "beam.K")
-        threshold = beam.prune_threshold
-        if threshold is None:
-            threshold = self.settings.default_prune_threshold
-        return BeamParams(K=width, prune_threshold=threshold)
-
-    def _check_steps(self, call: schemas.GreedyCall) -> None:
-        most = self.settings.max_steps
-        if call.steps > most:
-            raise LimitExceeded(f"steps can be at most {most} here, not {call.steps}", "steps")
-
-    def _check_count(self, count: int) -> None:
-        most = self.settings.max_contexts
-        if count > most:
-            raise LimitExceeded(f"one call takes at most {most} contexts, not {count}", "contexts")
-
-    async def _check_context(self, data: bytes) -> None:
-        most = self.settings.max_context_bytes
-        if len(data) > most:
-            message = f"a context can have at most {most} bytes here, this one has {len(data)}"
-            raise LimitExceeded(message)
-        vocab, fits = self.lm.vocab, self.lm.max_context_tokens
-        if fits is None or len(vocab.initial_context) + len(data) <= fits:
-            return
-        tokens = len(vocab.initial_context) + len(await asyncio.to_thread(vocab.encode, data))
-        if tokens > fits:
-            message = f"the context has {tokens} tokens, the model takes at most {fits}"
-            raise ContextTooLong(message)
+        return answers.Answer(results=[outcome.result for outcome in outcomes], usage=usage)
 
 
-async def _generate(
-    state: ByteBeamState, call: schemas.GreedyCall, choose: Choose
-) -> Generated[ByteBeamState]:
-    pieces = generate(state, call.steps, choose, logprobs=call.logprobs)
-    return await collect(_in_turns(pieces))
+def _failed(
+    index: int, error: InputError | ValidationError, place: str, sample: int | None = None
+) -> _Outcome:
+    result = answers.ItemError(index=index, error=item_detail(error, place))
+    if sample is not None:
+        result["sample"] = sample
+    return _Outcome(result)
 
 
-async def _in_turns(items: AsyncIterable[T]) -> AsyncIterator[T]:
-    """The same items; a model that answers without waiting must not keep others from their turn."""
-    async for item in items:
-        await asyncio.sleep(0)
-        yield item
-
-
-def _continuation(made: Generated[ByteBeamState]) -> schemas.Continuation:
-    return schemas.Continuation(
-        bytes=schemas.bytes_out(made.data),
+def _continuation(made: Generated[ByteBeamState]) -> answers.Continuation:
+    return answers.Continuation(
+        bytes=answers.bytes_out(made.data),
         logprob=made.logprob,
         finish_reason=made.finish_reason,
     )
+
+
+def _score(scored: Score, call: requests.ScoreCall) -> answers.Score:
+    result = answers.Score(logprob=scored.logprob, bits_per_byte=scored.bits_per_byte)
+    if call.per_byte:
+        result["logprobs"] = scored.logprobs.tolist()
+    if scored.eos is not None:
+        result["eos"] = scored.eos
+    return result

@@ -7,17 +7,19 @@ import asyncio
 import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from datetime import datetime
 
 import uvicorn
 
-from bytelm.errors import EngineDead
+from bytelm.context import ChatTemplate
+from bytelm.errors import EngineDead, InputError
 from bytelm.settings import ServerSettings
 from bytelm.testing import StubLM
 from bytelm.vocab import ByteVocab
 from bytelm_server.app import create_app
 
 WORDS = [b"he", b"the", b" the", b" th", b"ing", b"an", b" a", b"\xc3\xa9", b"\xa9\xc3", b"llo"]
-TOKENS = [*(bytes([b]) for b in range(256)), *WORDS, b"<s>", b"</s>"]
+TOKENS = [*(bytes([b]) for b in range(256)), *WORDS, b"<|im_start|>", b"<|im_end|>"]
 BOS, EOS = len(TOKENS) - 2, len(TOKENS) - 1
 
 SETTINGS = ServerSettings(
@@ -26,7 +28,18 @@ SETTINGS = ServerSettings(
     max_context_bytes=1000,
     max_body_bytes=50_000,
     max_K=10,
+    max_results=50,
+    max_total_steps=1500,
+    concurrency=8,
 )
+
+
+def render(messages: list[dict[str, str]], prompt: bool, now: datetime) -> str:
+    """A chat as ChatML."""
+    if any(m["role"] == "nobody" for m in messages):
+        raise InputError("the chat template refuses the messages: who is nobody?")
+    parts = [f"<|im_start|>{m['role']}\n{m['content']}<|im_end|>\n" for m in messages]
+    return "".join(parts) + ("<|im_start|>assistant\n" if prompt else "")
 
 
 class SteeredLM(StubLM):
@@ -38,6 +51,7 @@ class SteeredLM(StubLM):
         self.delay = 0.0
         self.is_alive = True
         self.broken = False
+        self.chat_template = ChatTemplate(render)
 
     async def next_token_logprobs(self, token_ids: Sequence[int]):
         if self.broken:
@@ -51,6 +65,8 @@ class SteeredLM(StubLM):
 
 def main() -> None:
     lm = SteeredLM()
+    if "--no-template" in sys.argv:
+        lm.chat_template = ChatTemplate(None)
     start = asyncio.Event()
 
     @asynccontextmanager

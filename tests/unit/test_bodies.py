@@ -7,7 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from bytelm_server.schemas import BytesIn, GreedyCall, NextBytesCall, SampleCall, bytes_out
+from bytelm_server.answers import bytes_out
+from bytelm_server.contexts import BytesIn, ContextIn
+from bytelm_server.requests import Beam, GreedyCall, NextBytesCall, SampleCall
 
 
 def read(body: object) -> bytes:
@@ -57,9 +59,9 @@ def test_what_is_no_context_is_refused(body: object) -> None:
 def test_a_malformed_item_does_not_spoil_the_others() -> None:
     call = NextBytesCall.model_validate({"contexts": ["a", {"base64": "!"}, {"text": "b"}]})
     good, bad, other = call.contexts or []
-    assert isinstance(good, BytesIn)
+    assert isinstance(good, ContextIn)
     assert isinstance(bad, ValidationError)
-    assert isinstance(other, BytesIn)
+    assert isinstance(other, ContextIn)
     assert (good.data, other.data) == (b"a", b"b")
 
 
@@ -70,8 +72,58 @@ def test_an_absent_width_is_not_an_unlimited_one() -> None:
     assert "K" in unlimited.model_fields_set
 
 
-def test_what_is_not_supported_may_be_null() -> None:
+@pytest.mark.parametrize("absent", [None, False])
+def test_what_is_not_supported_may_be_absent_explicitly(absent: object) -> None:
     body = {"context": "a", "steps": 1, "stop": None, "top_p": None}
-    assert SampleCall.model_validate(body).steps == 1
+    assert SampleCall.model_validate({**body, "stream": absent}).steps == 1
     with pytest.raises(ValidationError, match="not supported yet"):
-        SampleCall.model_validate({**body, "stop": []})
+        SampleCall.model_validate({**body, "stream": True})
+
+
+@pytest.mark.parametrize(
+    ("given", "stops"),
+    [
+        (None, []),
+        ([], []),
+        (".", [b"."]),
+        ({"base64": "/w=="}, [b"\xff"]),
+        (["é", {"text": "b"}], ["é".encode(), b"b"]),
+    ],
+)
+def test_stop_strings_are_one_or_a_list(given: object, stops: list[bytes]) -> None:
+    body = {"context": "a", "steps": 1, "stop": given}
+    assert GreedyCall.model_validate(body).stops == stops
+
+
+def test_eos_tokens_are_byte_values_or_ids() -> None:
+    assert Beam.model_validate({"eos_tokens": [[46], [0, 255], 7]}).eos_tokens == [
+        b".",
+        b"\x00\xff",
+        7,
+    ]
+
+
+@pytest.mark.parametrize("token", [-1, True, 1.0, "a", None, [], [256], [-1], [True], ["a"], [[1]]])
+def test_what_is_no_eos_token_is_refused(token: object) -> None:
+    with pytest.raises(ValidationError, match="a token's id, or its bytes"):
+        Beam.model_validate({"eos_tokens": [token]})
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"segments": [], "text": "a"},
+        {"segments": [], "messages": [{"role": "user", "content": "a"}]},
+        {"messages": []},
+        {"messages": [{"role": "user"}]},
+        {"messages": [{"role": "user", "content": 3}]},
+        {"messages": [{"role": "user", "content": "a", "name": "b"}]},
+        {"segments": [{}]},
+        {"segments": [{"token": "a", "text": "b"}]},
+        {"segments": [7]},
+        {"text": "a", "add_generation_prompt": True},
+    ],
+)
+def test_what_is_no_context_of_segments_or_messages_is_refused(body: object) -> None:
+    with pytest.raises(ValidationError):
+        ContextIn.model_validate(body)

@@ -1,0 +1,232 @@
+"""The bodies that calls take, checked as far as the server's limits and the model play no part.
+
+Unknown fields are refused.
+"""
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    PlainValidator,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from bytelm_server.contexts import Body, BytesIn, ContextIn, NotSupported
+
+MOST_STOPS = 16
+"""Stop strings in one call."""
+LONGEST_STOP = 1024
+"""Bytes of one stop string."""
+
+
+def _keep_failure(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+    try:
+        return handler(value)
+    except ValidationError as error:
+        return error
+
+
+if TYPE_CHECKING:
+    ContextItem = ContextIn | ValidationError
+    BytesItem = BytesIn | ValidationError
+else:
+    ContextItem = Annotated[ContextIn, WrapValidator(_keep_failure)]
+    BytesItem = Annotated[BytesIn, WrapValidator(_keep_failure)]
+"""One of several; a malformed one fails alone, so its error takes its place."""
+
+
+def _eos_token(value: Any) -> bytes | int:
+    # bool is an int in Python, but no number in JSON.
+    if type(value) is int and value >= 0:
+        return value
+    if isinstance(value, list) and value and all(type(b) is int and 0 <= b < 256 for b in value):
+        return bytes(value)
+    raise PydanticCustomError(
+        "eos_token", "give a token's id, or its bytes as a list of values in 0..255"
+    )
+
+
+EosToken = Annotated[
+    bytes | int,
+    PlainValidator(
+        _eos_token, json_schema_input_type=list[Annotated[int, Field(ge=0, le=255)]] | int
+    ),
+]
+
+
+class Beam(Body):
+    """How many tokenizations of the context are followed, and how; absent fields are the server's.
+
+    Wider beams and lower thresholds cost more evaluations and come closer to the exact
+    distribution.
+    """
+
+    K: int | None = Field(None, ge=1, description="Most candidates; null is unlimited.")
+    prune_threshold: float | None = Field(
+        None, ge=0, lt=1, description="Candidates below this share of the whole are dropped."
+    )
+    eos_tokens: list[EosToken] | None = Field(
+        None,
+        max_length=256,
+        description="What ends a text: token ids, or tokens as lists of byte values (`[46]` is a "
+        "full stop); null: the model's own. Those that have bytes are ordinary text in contexts.",
+    )
+    heal: bool = Field(
+        True, description="Where no candidate can go on, look for another reading of the end."
+    )
+    heal_max_backoff: int | None = Field(
+        None, ge=0, description="Most bytes of a token that healing takes back; null: all."
+    )
+    heal_max_splits: int | None = Field(
+        None, ge=0, description="Most tokens that healing ends inside these; null: any number."
+    )
+    special_tokens: Literal["special", "literal"] = Field(
+        "special",
+        description="`special` keeps special tokens out of texts; `literal` reads them as the "
+        "bytes of their names and has no EOS unless given, for comparisons.",
+    )
+
+
+class BeamCall(Body):
+    """How every call that starts from a context gets there and goes on."""
+
+    beam: Beam = Field(default_factory=Beam, description="The beam's parameters.")
+    prefill: Literal["fast", "exact"] = Field(
+        "fast",
+        description="`fast` takes all but the end of the context in its canonical tokens; `exact` "
+        "follows the beam through all of it, byte by byte.",
+    )
+
+
+class ContextCall(BeamCall):
+    """What every call takes that starts from one or several contexts."""
+
+    context: ContextIn | None = Field(None, description="What comes before. This or `contexts`.")
+    contexts: list[ContextItem] | None = Field(
+        None, min_length=1, description="Several contexts, each with its own result, run together."
+    )
+
+    @model_validator(mode="after")
+    def _one_or_several(self) -> Self:
+        if (self.context is None) == (self.contexts is None):
+            raise PydanticCustomError("one_of", "give one of context and contexts, and only one")
+        return self
+
+    def place(self, index: int) -> str:
+        """What errors call the context with this index."""
+        return "context" if self.context is not None else f"contexts[{index}]"
+
+
+class NextBytesCall(ContextCall):
+    """The distribution over the next byte."""
+
+    top: int | None = Field(
+        None, ge=1, le=256, description="Only the most probable bytes, this many."
+    )
+
+
+def _listed(value: object) -> object:
+    return value if value is None or isinstance(value, list) else [value]
+
+
+def _stop_string(value: BytesIn) -> BytesIn:
+    if not 1 <= len(value.data) <= LONGEST_STOP:
+        raise PydanticCustomError(
+            "stop", "a stop string has 1 to {most} bytes", {"most": LONGEST_STOP}
+        )
+    return value
+
+
+class GreedyCall(ContextCall):
+    """The most probable byte, again and again."""
+
+    steps: int = Field(ge=1, description="The most bytes to generate.")
+    stop: Annotated[
+        list[Annotated[BytesIn, AfterValidator(_stop_string)]] | None,
+        BeforeValidator(_listed, json_schema_input_type=BytesIn | list[BytesIn] | None),
+    ] = Field(
+        None,
+        max_length=MOST_STOPS,
+        description=f"A string that ends the text where it is complete, or up to {MOST_STOPS} of "
+        "them; they are not returned.",
+    )
+    logprobs: bool = Field(False, description="Also give the log-probability of what is returned.")
+    stream: NotSupported = None
+
+    @property
+    def stops(self) -> list[bytes]:
+        """The stop strings."""
+        return [string.data for string in self.stop or ()]
+
+
+def _not_by_tokens(value: object) -> object:
+    if value == "token":
+        raise PydanticCustomError("not_supported", "method 'token' is not supported yet")
+    return value
+
+
+class SampleCall(GreedyCall):
+    """Bytes drawn from the distribution, one after another.
+
+    The filters apply in the order temperature, top_k, top_p, min_p, each to what the one before
+    it left.
+    """
+
+    temperature: float = Field(
+        1.0, ge=0, description="Above 0; below 1 sharpens, above 1 flattens."
+    )
+    top_k: int | None = Field(
+        None, ge=1, description="Keep so many bytes (or EOS), the most probable; null: all."
+    )
+    top_p: float | None = Field(
+        None, gt=0, le=1, description="Keep the fewest that together have this probability."
+    )
+    min_p: float | None = Field(
+        None, ge=0, le=1, description="Keep those at least this times as probable as the best."
+    )
+    seed: int | None = Field(
+        None, ge=0, lt=2**64, description="The same seed draws the same bytes; null draws anew."
+    )
+    n: int = Field(1, ge=1, description="How many samples of each context.")
+    method: Annotated[Literal["auto", "byte"], BeforeValidator(_not_by_tokens)] = Field(
+        "auto", description="How to draw: `byte` by byte; `auto` chooses."
+    )
+    valid_utf8: bool = Field(
+        False,
+        description="Draw only bytes that continue valid UTF-8, and end on a whole character.",
+    )
+
+    @field_validator("temperature")
+    @classmethod
+    def _not_zero(cls, value: float) -> float:
+        if value == 0:
+            raise PydanticCustomError(
+                "temperature", "must be above 0; for no chance use /v1/greedy"
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _stops_on_whole_characters(self) -> Self:
+        if self.valid_utf8 and any(0x80 <= string[0] < 0xC0 for string in self.stops):
+            raise PydanticCustomError(
+                "stop", "a stop string begins inside a character, which valid_utf8 does not allow"
+            )
+        return self
+
+
+class ScoreCall(BeamCall):
+    """How likely given bytes are after a context."""
+
+    context: ContextIn = Field(description="What comes before.")
+    continuations: list[BytesItem] = Field(
+        min_length=1, description="The bytes to score, each on its own, right after the context."
+    )
+    eos: bool = Field(False, description="Score the end of the text after them, too.")
+    per_byte: bool = Field(False, description="Also give each byte's log-probability.")
