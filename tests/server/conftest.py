@@ -5,12 +5,15 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+
+from bytelm.beam import BeamParams, ByteBeamState
+from bytelm.context import Context, begin
 
 STUB_SERVER = Path(__file__).with_name("stub_server.py")
 
@@ -58,6 +61,38 @@ def url(start_stub: Callable[..., str]) -> str:
 def stub() -> dict[str, Any]:
     """The names of the stub server's file: what the server runs, to run here."""
     return runpy.run_path(str(STUB_SERVER))
+
+
+@pytest.fixture
+def lm(stub: dict[str, Any]) -> Any:
+    """The model that the server has, to use directly."""
+    return stub["SteeredLM"]()
+
+
+@pytest.fixture
+def begun(lm: Any) -> Callable[..., Coroutine[Any, Any, ByteBeamState]]:
+    """The library's state after a context, with the server's defaults."""
+
+    async def state_after(context: Context | bytes, mode: str = "fast", **params: Any) -> Any:
+        if isinstance(context, bytes):
+            context = Context.of(context)
+        wanted = BeamParams(**{"K": 5, "prune_threshold": 0.05, **params})
+        return await begin(lm, wanted, context, mode=mode)
+
+    return state_after
+
+
+@pytest.fixture
+def results(http: httpx.Client) -> Callable[..., list[Any]]:
+    """Makes a call that succeeds and gives its results."""
+
+    def call(path: str, **body: Any) -> list[Any]:
+        answer = http.post(path, json=body)
+        assert answer.status_code == 200, answer.text
+        found: list[Any] = answer.json()["results"]
+        return found
+
+    return call
 
 
 @pytest.fixture

@@ -38,11 +38,6 @@ async def post(http: httpx.AsyncClient, path: str, body: dict[str, Any]) -> Any:
     return answer.json()
 
 
-@pytest.fixture
-def lm(stub: dict[str, Any]) -> Any:
-    return stub["SteeredLM"]()
-
-
 async def state_after(lm: Any, data: bytes, **params: Any) -> ByteBeamState:
     params = {"K": 5, "prune_threshold": 0.05, **params}
     return await (await ByteBeamState.initial(lm, BeamParams(**params))).prefill(data)
@@ -201,7 +196,7 @@ async def test_usage_counts_bytes_and_evaluations(http: httpx.AsyncClient) -> No
 async def test_documentation_has_an_example_for_every_call(http: httpx.AsyncClient) -> None:
     assert (await http.get("/docs")).status_code == 200
     paths = (await http.get("/openapi.json")).json()["paths"]
-    for path in ("/v1/next_bytes", "/v1/greedy", "/v1/sample"):
+    for path in ("/v1/next_bytes", "/v1/greedy", "/v1/sample", "/v1/score"):
         call = paths[path]["post"]
         examples = call["requestBody"]["content"]["application/json"]["examples"]
         for example in examples.values():

@@ -1,0 +1,42 @@
+"""What a call took of a token LM that many share."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bytelm.testing import StubLM
+from bytelm.token_lm import Usage
+from bytelm.vocab import ByteVocab
+from bytelm_server.counting import CountingLM
+
+VOCAB = ByteVocab.from_bytes([b"a", b"b", b""], eos_token_ids=[2])
+
+
+class MeteredLM(StubLM):
+    """A StubLM that has the first two tokens of every context in a cache."""
+
+    async def evaluate(self, token_ids: Sequence[int], usage: Usage) -> NDArray[np.float32]:
+        usage.evaluations += 1
+        usage.tokens_cached += 2
+        usage.tokens_computed += len(token_ids) - 2
+        return await self.next_token_logprobs(token_ids)
+
+
+async def test_each_call_has_its_own_count() -> None:
+    shared = StubLM(VOCAB)
+    first, second = CountingLM(shared), CountingLM(shared)
+    rows = [await first.next_token_logprobs([0, 1]), await first.next_token_logprobs([0])]
+    await second.next_token_logprobs([1])
+    assert (first.usage.evaluations, second.usage.evaluations) == (2, 1)
+    assert not first.knows_tokens
+    assert np.array_equal(rows[0], shared.row([0, 1]))
+
+
+async def test_tokens_are_counted_where_the_model_says_them() -> None:
+    lm = CountingLM(MeteredLM(VOCAB))
+    row = await lm.next_token_logprobs([0, 1, 0])
+    await lm.next_token_logprobs([0, 1, 0, 1])
+    assert lm.knows_tokens
+    assert lm.usage == Usage(evaluations=2, tokens_computed=3, tokens_cached=4)
+    assert np.array_equal(row, StubLM(VOCAB).row([0, 1, 0]))
