@@ -1,6 +1,7 @@
 """``bytelm serve`` as users run it: a real process, the real engine, the default model."""
 
 import asyncio
+import contextlib
 import itertools
 import os
 import re
@@ -10,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
@@ -30,6 +31,7 @@ class Served:
     errors: Path
     url: str = ""
     said: str = ""
+    seen: set[psutil.Process] = field(default_factory=set)
 
     def wait_until_ready(self) -> None:
         assert self.process.stdout is not None
@@ -42,16 +44,13 @@ class Served:
         self.url = found.group()
 
     def members(self) -> list[psutil.Process]:
-        """The processes of its group that live."""
-        found = []
+        """Its processes that live: those below it, seen at this call or before, and its group."""
         for process in psutil.process_iter():
-            try:
-                in_group = os.getpgid(process.pid) == self.process.pid
-                if in_group and process.status() != psutil.STATUS_ZOMBIE:
-                    found.append(process)
-            except (ProcessLookupError, psutil.NoSuchProcess):
-                continue
-        return found
+            with contextlib.suppress(ProcessLookupError, psutil.NoSuchProcess):
+                above = {parent.pid for parent in [process, *process.parents()]}
+                if self.process.pid in {*above, os.getpgid(process.pid)}:
+                    self.seen.add(process)
+        return [p for p in self.seen if p.is_running() and _lives(p)]
 
     def wait_until_gone(self) -> None:
         """All processes of the group end in time."""
@@ -59,6 +58,13 @@ class Served:
         while self.process.poll() is None or self.members():
             assert time.monotonic() < deadline, self.members()
             time.sleep(0.1)
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def start(folder: Path) -> Served:
@@ -198,6 +204,7 @@ def test_a_killed_server_takes_its_engine_with_it(tmp_path: Path) -> None:
     served = start(tmp_path)
     try:
         served.wait_until_ready()
+        assert len(served.members()) > 1
         served.process.kill()
         served.wait_until_gone()
     finally:
