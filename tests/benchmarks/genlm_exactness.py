@@ -67,7 +67,7 @@ PROMPTS = [
     "👩‍🚀".encode(),
     b"caf\xc3",
     b"\xe4\xbd",
-    b"ab\xff\xfecd",
+    b"ab\xe9\xe8cd",
     b"3.14159265",
     b"1, 2, 4, 8, 16, ",
     b"The year 19",

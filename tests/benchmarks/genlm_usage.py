@@ -98,7 +98,8 @@ async def compare(name: str, cells: list[str], ours_is: str, llm: Any, our_llm: 
     found += [
         f"{name}, {key}: {their_space[key]!r} against {our_space[key]!r}"
         for key in their_space
-        if not isinstance(their_space[key], bytes) and not same(their_space[key], our_space[key])
+        if type(their_space[key]).__name__ in ("LazyByteProbs", "ByteBeamState")
+        and not same(their_space[key], our_space[key])
     ]
     if bool(their_print.getvalue()) != bool(our_print.getvalue()):
         found.append(f"{name}: only one of them prints its beams")
