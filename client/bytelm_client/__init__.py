@@ -9,6 +9,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from bytelm_client.client import AsyncClient as AsyncClient
     from bytelm_client.client import Client as Client
+    from bytelm_client.contexts import Messages as Messages
+    from bytelm_client.contexts import Segments as Segments
+    from bytelm_client.contexts import Special as Special
+    from bytelm_client.contexts import messages as messages
+    from bytelm_client.contexts import segments as segments
+    from bytelm_client.contexts import special as special
     from bytelm_client.errors import APIError as APIError
     from bytelm_client.errors import BadAnswer as BadAnswer
     from bytelm_client.errors import BytelmClientError as BytelmClientError
@@ -18,14 +24,23 @@ if TYPE_CHECKING:
     from bytelm_client.errors import NotReady as NotReady
     from bytelm_client.errors import ServerFailed as ServerFailed
     from bytelm_client.errors import TimedOut as TimedOut
+    from bytelm_client.options import Beam as Beam
     from bytelm_client.results import Continuation as Continuation
     from bytelm_client.results import Model as Model
     from bytelm_client.results import NextBytes as NextBytes
+    from bytelm_client.results import Score as Score
     from bytelm_client.results import Usage as Usage
+    from bytelm_client.results import Vocab as Vocab
 
 _HOMES = {
     "AsyncClient": "client",
     "Client": "client",
+    "Messages": "contexts",
+    "Segments": "contexts",
+    "Special": "contexts",
+    "messages": "contexts",
+    "segments": "contexts",
+    "special": "contexts",
     "APIError": "errors",
     "BadAnswer": "errors",
     "BytelmClientError": "errors",
@@ -35,10 +50,13 @@ _HOMES = {
     "NotReady": "errors",
     "ServerFailed": "errors",
     "TimedOut": "errors",
+    "Beam": "options",
     "Continuation": "results",
     "Model": "results",
     "NextBytes": "results",
+    "Score": "results",
     "Usage": "results",
+    "Vocab": "results",
 }
 
 __all__ = sorted(_HOMES)

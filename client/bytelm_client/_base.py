@@ -7,13 +7,13 @@ import base64
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, TypeAlias, TypeVar
+from typing import Any, Generic, TypeVar
 
 import httpx
 import numpy as np
-from typing_extensions import TypedDict
 
 from bytelm.settings import ClientSettings
+from bytelm_client.contexts import Context, Contexts, Texts, bytes_json, context_json, is_one
 from bytelm_client.errors import (
     APIError,
     BadAnswer,
@@ -22,26 +22,10 @@ from bytelm_client.errors import (
     TimedOut,
     api_error,
 )
-from bytelm_client.results import Continuation, Model, NextBytes, Usage
+from bytelm_client.options import options_json
+from bytelm_client.results import Continuation, Model, NextBytes, Score, Usage, Vocab
 
 T = TypeVar("T")
-
-Context: TypeAlias = str | bytes
-"""What comes before: bytes, or text, which is sent as UTF-8."""
-
-Contexts: TypeAlias = list[str] | list[bytes] | list[Context] | tuple[Context, ...]
-"""Several contexts; not any sequence, since a text is a sequence of texts, too."""
-
-
-class Beam(TypedDict, total=False):
-    """The beam's parameters; what is absent is the server's default.
-
-    ``K`` is the most candidates (None: unlimited, where the server allows it);
-    ``prune_threshold`` the share of the whole below which a candidate is dropped.
-    """
-
-    K: int | None
-    prune_threshold: float
 
 
 @dataclass(frozen=True)
@@ -78,22 +62,42 @@ class BaseClient:
     def _models(self) -> Call[list[Model]]:
         return Call("GET", "/v1/models", lambda a: [Model.from_json(m) for m in a["data"]])
 
-    def _next_bytes(self, context: Context | Contexts, beam: Beam | None) -> Call[Any]:
-        return Call(
-            "POST", "/v1/next_bytes", _results(context, _read_next_bytes), _body(context, beam)
-        )
+    def _vocab(self) -> Call[Vocab]:
+        return Call("GET", "/v1/vocab", Vocab.from_json)
+
+    def _next_bytes(
+        self, context: Context | Contexts, options: Mapping[str, Any]
+    ) -> Call[NextBytes | list[NextBytes]]:
+        body = {**_contexts(context), **options_json(options)}
+        return Call("POST", "/v1/next_bytes", _results(_read_next_bytes, is_one(context)), body)
 
     def _greedy(
-        self, context: Context | Contexts, beam: Beam | None, fields: Mapping[str, Any]
-    ) -> Call[Any]:
-        body = {**_body(context, beam), **fields}
-        return Call("POST", "/v1/greedy", _results(context, _read_continuation), body)
+        self, context: Context | Contexts, steps: int, options: Mapping[str, Any]
+    ) -> Call[Continuation | list[Continuation]]:
+        body = {**_contexts(context), "steps": steps, **options_json(options)}
+        return Call("POST", "/v1/greedy", _results(_read_continuation, is_one(context)), body)
 
     def _sample(
-        self, context: Context | Contexts, beam: Beam | None, fields: Mapping[str, Any]
-    ) -> Call[Any]:
-        body = {**_body(context, beam), **fields}
-        return Call("POST", "/v1/sample", _results(context, _read_continuation), body)
+        self, context: Context | Contexts, steps: int, n: int, options: Mapping[str, Any]
+    ) -> Call[Continuation | list[Continuation]]:
+        body = {**_contexts(context), "steps": steps, "n": n, **options_json(options)}
+        one = is_one(context) and n == 1
+        return Call("POST", "/v1/sample", _results(_read_continuation, one), body)
+
+    def _score(
+        self,
+        context: Context,
+        continuations: str | bytes | Texts,
+        options: Mapping[str, Any],
+    ) -> Call[Score | list[Score]]:
+        one = isinstance(continuations, str | bytes)
+        given = [continuations] if isinstance(continuations, str | bytes) else continuations
+        body = {
+            "context": context_json(context),
+            "continuations": [bytes_json(text) for text in given],
+            **options_json(options),
+        }
+        return Call("POST", "/v1/score", _results(_read_score, one), body)
 
     def _request(self, http: httpx.Client | httpx.AsyncClient, call: Call[Any]) -> httpx.Request:
         return http.build_request(call.method, self.base_url + call.path, json=call.body)
@@ -118,48 +122,61 @@ class BaseClient:
         return CannotConnect(f"no answer from {self.base_url}: {error}; is the server running?")
 
 
-def _bytes_in(context: Context) -> str | dict[str, str]:
-    if isinstance(context, str):
-        return context
-    return {"base64": base64.b64encode(context).decode("ascii")}
-
-
-def _body(context: Context | Contexts, beam: Beam | None) -> dict[str, Any]:
-    body: dict[str, Any] = {} if beam is None else {"beam": beam}
-    if isinstance(context, str | bytes):
-        return {"context": _bytes_in(context), **body}
-    return {"contexts": [_bytes_in(c) for c in context], **body}
+def _contexts(context: Context | Contexts) -> dict[str, Any]:
+    if isinstance(context, list | tuple):
+        return {"contexts": [context_json(c) for c in context]}
+    return {"context": context_json(context)}
 
 
 def _results(
-    context: Context | Contexts, read: Callable[[Mapping[str, Any], Usage], T]
+    read: Callable[[Mapping[str, Any], Usage, int], T], one: bool
 ) -> Callable[[Any], T | list[T]]:
     def read_results(answer: Any) -> T | list[T]:
         usage = Usage(**answer["usage"])
         results: list[Any] = []
         errors: dict[int, APIError] = {}
-        for index, result in enumerate(answer["results"]):
+        for place, result in enumerate(answer["results"]):
             if "error" in result:
-                errors[index] = api_error(400, result["error"])
+                errors[place] = api_error(400, result["error"])
                 results.append(None)
             else:
-                results.append(read(result, usage))
+                results.append(read(result, usage, place))
+        if errors and one:
+            raise errors[0]
         if errors:
             raise ItemsFailed(errors, results)
-        return results[0] if isinstance(context, str | bytes) else results
+        return results[0] if one else results
 
     return read_results
 
 
-def _read_continuation(result: Mapping[str, Any], usage: Usage) -> Continuation:
+def _read_continuation(result: Mapping[str, Any], usage: Usage, place: int) -> Continuation:
     return Continuation(
         bytes=base64.b64decode(result["bytes"]["base64"]),
         logprob=result["logprob"],
         finish_reason=result["finish_reason"],
         usage=usage,
+        index=result.get("index", place),
+        sample=result.get("sample", 0),
     )
 
 
-def _read_next_bytes(result: Mapping[str, Any], usage: Usage) -> NextBytes:
+def _read_next_bytes(result: Mapping[str, Any], usage: Usage, place: int) -> NextBytes:
     logprobs = [*result["logprobs"], result["eos"]]
-    return NextBytes(np.array([-math.inf if x is None else x for x in logprobs]), usage)
+    return NextBytes(np.array([_logprob(x) for x in logprobs]), usage)
+
+
+def _read_score(result: Mapping[str, Any], usage: Usage, place: int) -> Score:
+    per_byte = result.get("logprobs")
+    bits = result["bits_per_byte"]
+    return Score(
+        logprob=_logprob(result["logprob"]),
+        bits_per_byte=math.inf if bits is None else bits,
+        logprobs=None if per_byte is None else np.array([_logprob(x) for x in per_byte]),
+        eos=_logprob(result["eos"]) if "eos" in result else None,
+        usage=usage,
+    )
+
+
+def _logprob(x: float | None) -> float:
+    return -math.inf if x is None else x

@@ -1,12 +1,14 @@
 """The two clients: the same calls, sent in one's own time or awaited."""
 
 from types import TracebackType
-from typing import Any, Self, TypeVar, overload
+from typing import Literal, Self, TypeVar, Unpack, overload
 
 import httpx
 
-from bytelm_client._base import BaseClient, Beam, Call, Context, Contexts
-from bytelm_client.results import Continuation, Model, NextBytes
+from bytelm_client._base import BaseClient, Call
+from bytelm_client.contexts import Context, Contexts, Texts
+from bytelm_client.options import BeamOptions, GreedyOptions, SampleOptions, ScoreOptions
+from bytelm_client.results import Continuation, Model, NextBytes, Score, Vocab
 
 T = TypeVar("T")
 
@@ -19,7 +21,8 @@ class Client(BaseClient):
     'doctor away.'
 
     One context gives one result; a list of contexts runs concurrently and gives a list. When some
-    of a list fail, ``ItemsFailed`` has the others' results.
+    of a list fail, ``ItemsFailed`` has the others' results. A context is text, bytes, ``segments``
+    or ``messages`` (``bytelm_client.contexts``); options are keywords (``bytelm_client.options``).
 
     Args:
         base_url: the server's address; by default ``BYTELM_URL``, else port 8000 on this machine.
@@ -60,40 +63,33 @@ class Client(BaseClient):
         """The models that the server answers for."""
         return self._send(self._models())
 
+    def vocab(self) -> Vocab:
+        """The model's vocabulary; some megabytes for a large one."""
+        return self._send(self._vocab())
+
     @overload
-    def next_bytes(self, context: Context, *, beam: Beam | None = None) -> NextBytes: ...
+    def next_bytes(self, context: Context, **options: Unpack[BeamOptions]) -> NextBytes: ...
     @overload
-    def next_bytes(self, context: Contexts, *, beam: Beam | None = None) -> list[NextBytes]: ...
+    def next_bytes(self, context: Contexts, **options: Unpack[BeamOptions]) -> list[NextBytes]: ...
     def next_bytes(
-        self, context: Context | Contexts, *, beam: Beam | None = None
+        self, context: Context | Contexts, **options: Unpack[BeamOptions]
     ) -> NextBytes | list[NextBytes]:
         """The distribution over the byte after each context."""
-        return self._send(self._next_bytes(context, beam))
+        return self._send(self._next_bytes(context, options))
 
     @overload
     def greedy(
-        self, context: Context, steps: int, *, logprobs: bool = False, beam: Beam | None = None
+        self, context: Context, steps: int, **options: Unpack[GreedyOptions]
     ) -> Continuation: ...
     @overload
     def greedy(
-        self,
-        context: Contexts,
-        steps: int,
-        *,
-        logprobs: bool = False,
-        beam: Beam | None = None,
+        self, context: Contexts, steps: int, **options: Unpack[GreedyOptions]
     ) -> list[Continuation]: ...
     def greedy(
-        self,
-        context: Context | Contexts,
-        steps: int,
-        *,
-        logprobs: bool = False,
-        beam: Beam | None = None,
+        self, context: Context | Contexts, steps: int, **options: Unpack[GreedyOptions]
     ) -> Continuation | list[Continuation]:
         """The most probable bytes after each context, at most ``steps``."""
-        fields: dict[str, Any] = {"steps": steps, "logprobs": logprobs}
-        return self._send(self._greedy(context, beam, fields))
+        return self._send(self._greedy(context, steps, options))
 
     @overload
     def sample(
@@ -101,35 +97,55 @@ class Client(BaseClient):
         context: Context,
         steps: int,
         *,
-        temperature: float = 1.0,
-        seed: int | None = None,
-        logprobs: bool = False,
-        beam: Beam | None = None,
+        n: Literal[1] = 1,
+        **options: Unpack[SampleOptions],
     ) -> Continuation: ...
     @overload
     def sample(
-        self,
-        context: Contexts,
-        steps: int,
-        *,
-        temperature: float = 1.0,
-        seed: int | None = None,
-        logprobs: bool = False,
-        beam: Beam | None = None,
+        self, context: Contexts, steps: int, *, n: int = 1, **options: Unpack[SampleOptions]
     ) -> list[Continuation]: ...
+    @overload
+    def sample(
+        self, context: Context, steps: int, *, n: int, **options: Unpack[SampleOptions]
+    ) -> Continuation | list[Continuation]: ...
     def sample(
         self,
         context: Context | Contexts,
         steps: int,
         *,
-        temperature: float = 1.0,
-        seed: int | None = None,
-        logprobs: bool = False,
-        beam: Beam | None = None,
+        n: int = 1,
+        **options: Unpack[SampleOptions],
     ) -> Continuation | list[Continuation]:
-        """Bytes drawn after each context, at most ``steps``; the same seed draws the same bytes."""
-        fields = {"steps": steps, "temperature": temperature, "seed": seed, "logprobs": logprobs}
-        return self._send(self._sample(context, beam, fields))
+        """Bytes drawn after each context, at most ``steps``; the same seed draws the same bytes.
+
+        Args:
+            context: what comes before.
+            steps: the most bytes to draw.
+            n: how many samples of each context; more than one gives a list, in which those of a
+                context are side by side.
+            options: see ``SampleOptions``.
+        """
+        return self._send(self._sample(context, steps, n, options))
+
+    @overload
+    def score(
+        self, context: Context, continuations: str | bytes, **options: Unpack[ScoreOptions]
+    ) -> Score: ...
+    @overload
+    def score(
+        self,
+        context: Context,
+        continuations: Texts,
+        **options: Unpack[ScoreOptions],
+    ) -> list[Score]: ...
+    def score(
+        self,
+        context: Context,
+        continuations: str | bytes | Texts,
+        **options: Unpack[ScoreOptions],
+    ) -> Score | list[Score]:
+        """How likely one or several continuations are, each right after the context."""
+        return self._send(self._score(context, continuations, options))
 
 
 class AsyncClient(BaseClient):
@@ -140,7 +156,8 @@ class AsyncClient(BaseClient):
     'doctor away.'
 
     One context gives one result; a list of contexts runs concurrently and gives a list. When some
-    of a list fail, ``ItemsFailed`` has the others' results.
+    of a list fail, ``ItemsFailed`` has the others' results. A context is text, bytes, ``segments``
+    or ``messages`` (``bytelm_client.contexts``); options are keywords (``bytelm_client.options``).
 
     Args:
         base_url: the server's address; by default ``BYTELM_URL``, else port 8000 on this machine.
@@ -181,42 +198,35 @@ class AsyncClient(BaseClient):
         """The models that the server answers for."""
         return await self._send(self._models())
 
+    async def vocab(self) -> Vocab:
+        """The model's vocabulary; some megabytes for a large one."""
+        return await self._send(self._vocab())
+
     @overload
-    async def next_bytes(self, context: Context, *, beam: Beam | None = None) -> NextBytes: ...
+    async def next_bytes(self, context: Context, **options: Unpack[BeamOptions]) -> NextBytes: ...
     @overload
     async def next_bytes(
-        self, context: Contexts, *, beam: Beam | None = None
+        self, context: Contexts, **options: Unpack[BeamOptions]
     ) -> list[NextBytes]: ...
     async def next_bytes(
-        self, context: Context | Contexts, *, beam: Beam | None = None
+        self, context: Context | Contexts, **options: Unpack[BeamOptions]
     ) -> NextBytes | list[NextBytes]:
         """The distribution over the byte after each context."""
-        return await self._send(self._next_bytes(context, beam))
+        return await self._send(self._next_bytes(context, options))
 
     @overload
     async def greedy(
-        self, context: Context, steps: int, *, logprobs: bool = False, beam: Beam | None = None
+        self, context: Context, steps: int, **options: Unpack[GreedyOptions]
     ) -> Continuation: ...
     @overload
     async def greedy(
-        self,
-        context: Contexts,
-        steps: int,
-        *,
-        logprobs: bool = False,
-        beam: Beam | None = None,
+        self, context: Contexts, steps: int, **options: Unpack[GreedyOptions]
     ) -> list[Continuation]: ...
     async def greedy(
-        self,
-        context: Context | Contexts,
-        steps: int,
-        *,
-        logprobs: bool = False,
-        beam: Beam | None = None,
+        self, context: Context | Contexts, steps: int, **options: Unpack[GreedyOptions]
     ) -> Continuation | list[Continuation]:
         """The most probable bytes after each context, at most ``steps``."""
-        fields: dict[str, Any] = {"steps": steps, "logprobs": logprobs}
-        return await self._send(self._greedy(context, beam, fields))
+        return await self._send(self._greedy(context, steps, options))
 
     @overload
     async def sample(
@@ -224,32 +234,52 @@ class AsyncClient(BaseClient):
         context: Context,
         steps: int,
         *,
-        temperature: float = 1.0,
-        seed: int | None = None,
-        logprobs: bool = False,
-        beam: Beam | None = None,
+        n: Literal[1] = 1,
+        **options: Unpack[SampleOptions],
     ) -> Continuation: ...
     @overload
     async def sample(
-        self,
-        context: Contexts,
-        steps: int,
-        *,
-        temperature: float = 1.0,
-        seed: int | None = None,
-        logprobs: bool = False,
-        beam: Beam | None = None,
+        self, context: Contexts, steps: int, *, n: int = 1, **options: Unpack[SampleOptions]
     ) -> list[Continuation]: ...
+    @overload
+    async def sample(
+        self, context: Context, steps: int, *, n: int, **options: Unpack[SampleOptions]
+    ) -> Continuation | list[Continuation]: ...
     async def sample(
         self,
         context: Context | Contexts,
         steps: int,
         *,
-        temperature: float = 1.0,
-        seed: int | None = None,
-        logprobs: bool = False,
-        beam: Beam | None = None,
+        n: int = 1,
+        **options: Unpack[SampleOptions],
     ) -> Continuation | list[Continuation]:
-        """Bytes drawn after each context, at most ``steps``; the same seed draws the same bytes."""
-        fields = {"steps": steps, "temperature": temperature, "seed": seed, "logprobs": logprobs}
-        return await self._send(self._sample(context, beam, fields))
+        """Bytes drawn after each context, at most ``steps``; the same seed draws the same bytes.
+
+        Args:
+            context: what comes before.
+            steps: the most bytes to draw.
+            n: how many samples of each context; more than one gives a list, in which those of a
+                context are side by side.
+            options: see ``SampleOptions``.
+        """
+        return await self._send(self._sample(context, steps, n, options))
+
+    @overload
+    async def score(
+        self, context: Context, continuations: str | bytes, **options: Unpack[ScoreOptions]
+    ) -> Score: ...
+    @overload
+    async def score(
+        self,
+        context: Context,
+        continuations: Texts,
+        **options: Unpack[ScoreOptions],
+    ) -> list[Score]: ...
+    async def score(
+        self,
+        context: Context,
+        continuations: str | bytes | Texts,
+        **options: Unpack[ScoreOptions],
+    ) -> Score | list[Score]:
+        """How likely one or several continuations are, each right after the context."""
+        return await self._send(self._score(context, continuations, options))

@@ -6,7 +6,7 @@
     ├── CannotConnect              no server answers at the address
     ├── TimedOut                   the server took longer than the client's timeout
     ├── BadAnswer                  what answered is not a bytelm server
-    ├── ItemsFailed                some of several contexts failed; the others' results are in it
+    ├── ItemsFailed                some of several results failed; the others' results are in it
     └── APIError                   the server answered with an error
         ├── InvalidRequest         4xx: the call is at fault
         ├── NotReady               503: the server is starting, stopping, or its model is dead
@@ -37,7 +37,7 @@ class APIError(BytelmClientError):
     """The server answered with an error.
 
     Attributes:
-        status: the HTTP status; for one of several contexts the status that it alone would get.
+        status: the HTTP status; for one of several results the status that it alone would get.
         type: the kind of error.
         code: the exact error.
         param: the field at fault, or None.
@@ -68,16 +68,16 @@ class ServerFailed(APIError):
 
 
 class ItemsFailed(BytelmClientError):
-    """Some of several contexts failed.
+    """Some of several contexts, samples or continuations failed.
 
     Attributes:
-        errors: by the place of each context that failed.
-        results: all results in order, None where a context failed.
+        errors: by the place of each result that failed.
+        results: all results in order, None where one failed.
     """
 
     def __init__(self, errors: Mapping[int, APIError], results: Sequence[Any]) -> None:
         first = min(errors)
-        super().__init__(f"{len(errors)} of {len(results)} contexts failed; {errors[first]}")
+        super().__init__(f"{len(errors)} of {len(results)} failed; {errors[first]}")
         self.errors = dict(errors)
         self.results = list(results)
 

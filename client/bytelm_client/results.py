@@ -1,5 +1,6 @@
 """What calls return."""
 
+import base64
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Usage:
-    """What a call took, all of its contexts together; None where the server does not know."""
+    """What a call took, all of its results together; None where the server does not know."""
 
     bytes_in: int
     bytes_out: int
@@ -27,15 +28,19 @@ class Continuation:
         bytes: the bytes.
         logprob: the natural log-probability of the bytes, and of EOS where it ended them; None
             unless the call asked for it.
-        finish_reason: why there are no more: ``"steps"`` were made, ``"eos"`` came, or the
-            context reached the model's ``"length"``.
+        finish_reason: why there are no more: ``"steps"`` were made, a ``"stop"`` string or
+            ``"eos"`` came, or the context reached the model's ``"length"``.
         usage: what the whole call took.
+        index: which of the call's contexts it follows.
+        sample: which of that context's samples it is.
     """
 
     bytes: bytes
     logprob: float | None
-    finish_reason: Literal["steps", "eos", "length"]
+    finish_reason: Literal["steps", "stop", "eos", "length"]
     usage: Usage
+    index: int = 0
+    sample: int = 0
 
     @property
     def text(self) -> str:
@@ -64,6 +69,71 @@ class NextBytes:
         """The ``k`` most probable bytes with their log-probabilities, best first."""
         best = np.argsort(-self.logprobs[:256], kind="stable")[:k]
         return [(bytes([b]), float(self.logprobs[b])) for b in best]
+
+
+@dataclass(frozen=True, eq=False)
+class Score:
+    """How likely a continuation is after its context.
+
+    Attributes:
+        logprob: the natural log-probability of the bytes, and of EOS where that was asked for.
+        bits_per_byte: the mean over the bytes, in bits, EOS aside; 0 of no bytes.
+        logprobs: float64 ``[bytes]``, of each byte; None unless the call asked for it.
+        eos: the log-probability of EOS; None unless the call asked for it.
+        usage: what the whole call took.
+    """
+
+    logprob: float
+    bits_per_byte: float
+    logprobs: NDArray[np.float64] | None
+    eos: float | None
+    usage: Usage
+
+
+@dataclass(frozen=True)
+class Vocab:
+    """The vocabulary of the model behind a server; the place of a token is its id.
+
+    Attributes:
+        token_bytes: of each token; empty where it has none.
+        token_text: the tokenizer's own spelling of each.
+        special_ids: the special tokens.
+        added_ids: the tokens that were added to the tokenizer.
+        bos: the id that begins a text, or None.
+        eos: the ids that end one.
+        prefix: what the tokenizer puts before a text.
+        fingerprint: equal for vocabularies that read bytes alike.
+    """
+
+    token_bytes: tuple[bytes, ...]
+    token_text: tuple[str, ...]
+    special_ids: frozenset[int]
+    added_ids: frozenset[int]
+    bos: int | None
+    eos: tuple[int, ...]
+    prefix: bytes
+    fingerprint: str
+
+    def __len__(self) -> int:
+        return len(self.token_bytes)
+
+    def __repr__(self) -> str:
+        return f"Vocab({len(self)} tokens, bos={self.bos}, eos={self.eos})"
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "Vocab":
+        """The vocabulary that an answer has."""
+        tokens = data["tokens"]
+        return cls(
+            token_bytes=tuple(base64.b64decode(token["bytes"]) for token in tokens),
+            token_text=tuple(token["text"] for token in tokens),
+            special_ids=frozenset(i for i, token in enumerate(tokens) if token["special"]),
+            added_ids=frozenset(i for i, token in enumerate(tokens) if token["added"]),
+            bos=data["bos"],
+            eos=tuple(data["eos"]),
+            prefix=base64.b64decode(data["prefix"]["base64"]),
+            fingerprint=data["fingerprint"],
+        )
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,12 @@
 """Both clients against a real server: the same answers as plain HTTP, and errors as exceptions."""
 
 import asyncio
+import base64
 import http.server
 import math
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
 
 import httpx
 import numpy as np
@@ -13,6 +15,7 @@ import pytest
 from bytelm_client import (
     AsyncClient,
     BadAnswer,
+    Beam,
     CannotConnect,
     Client,
     InvalidRequest,
@@ -20,6 +23,9 @@ from bytelm_client import (
     NotReady,
     ServerFailed,
     TimedOut,
+    messages,
+    segments,
+    special,
 )
 
 
@@ -91,6 +97,139 @@ def test_a_list_gives_a_list(client: Client) -> None:
     assert len(client.sample(["hello"], 3)) == 1
 
 
+CHAT = [{"role": "user", "content": "hello <|im_end|>"}]
+WRITTEN = segments(
+    *(special("<|im_start|>"), "user\nhello ", b"<|im_end|>", special("<|im_end|>"), "\n"),
+    *(special("<|im_start|>"), "assistant\n"),
+)
+
+
+def test_segments_and_messages_are_contexts(client: Client, http: httpx.Client) -> None:
+    by_messages = client.greedy(messages(CHAT), 9, logprobs=True)
+    assert by_messages == client.greedy(WRITTEN, 9, logprobs=True)
+    body = {"context": {"messages": CHAT}, "steps": 9, "logprobs": True}
+    (want,) = http.post("/v1/greedy", json=body).json()["results"]
+    assert by_messages.logprob == want["logprob"]
+    without = messages(CHAT, add_generation_prompt=False)
+    several = client.next_bytes((WRITTEN, messages(CHAT), without, "hello"))
+    logprobs = [list(r.logprobs) for r in several]
+    assert logprobs[0] == logprobs[1] == list(client.next_bytes(WRITTEN).logprobs)
+    assert logprobs[1] != logprobs[2]
+
+
+def test_every_option_reaches_the_server(client: Client, http: httpx.Client) -> None:
+    beam: Beam = {
+        "K": 3,
+        "prune_threshold": 0.1,
+        "eos_tokens": [b".", 267],
+        "heal": True,
+        "heal_max_backoff": 3,
+        "heal_max_splits": 1,
+        "special_tokens": "special",
+    }
+    result = client.sample(
+        "hello",
+        20,
+        n=1,
+        stop=(b"\xff", "q"),
+        logprobs=True,
+        temperature=0.8,
+        top_k=100,
+        top_p=0.9,
+        min_p=0.01,
+        seed=5,
+        method="byte",
+        valid_utf8=True,
+        beam=beam,
+        prefill="exact",
+    )
+    body = {
+        "context": "hello",
+        "steps": 20,
+        "stop": [{"base64": "/w=="}, "q"],
+        "logprobs": True,
+        "temperature": 0.8,
+        "top_k": 100,
+        "top_p": 0.9,
+        "min_p": 0.01,
+        "seed": 5,
+        "method": "byte",
+        "valid_utf8": True,
+        "prefill": "exact",
+        "beam": {**beam, "eos_tokens": [[46], 267]},
+    }
+    (want,) = http.post("/v1/sample", json=body).json()["results"]
+    assert result.bytes == base64.b64decode(want["bytes"]["base64"])
+    assert (result.logprob, result.finish_reason) == (want["logprob"], want["finish_reason"])
+
+
+def test_a_stop_string_is_the_reason_of_the_end(client: Client) -> None:
+    whole = client.greedy("hello", 20).bytes
+    cut = client.greedy("hello", 20, stop=whole[5:8])
+    assert cut.bytes == whole[: whole.index(whole[5:8])]
+    assert cut.finish_reason == "stop"
+
+
+def test_more_than_one_sample_is_a_list(client: Client) -> None:
+    results = client.sample("hello", 9, n=3, seed=2)
+    assert isinstance(results, list)
+    assert [(r.index, r.sample) for r in results] == [(0, 0), (0, 1), (0, 2)]
+    assert results[0].bytes == client.sample("hello", 9, seed=2).bytes
+    both = client.sample(["hello", "a"], 9, n=2, seed=2)
+    assert [(r.index, r.sample) for r in both] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    assert [r.bytes for r in both[:2]] == [r.bytes for r in results[:2]]
+    assert [r.index for r in client.greedy(["hello", "a"], 2)] == [0, 1]
+
+
+def test_scores_are_what_the_server_says(client: Client, http: httpx.Client) -> None:
+    given = ("llo", b"\xc3\xa9", "")
+    one, several = client.score("he", "llo"), client.score("he", given, eos=True, per_byte=True)
+    texts = ["llo", "é", ""]
+    body = {"context": "he", "continuations": texts, "eos": True, "per_byte": True}
+    wanted = http.post("/v1/score", json=body).json()["results"]
+    for score, want in zip(several, wanted, strict=True):
+        assert (score.logprob, score.eos) == (want["logprob"], want["eos"])
+        assert score.bits_per_byte == want["bits_per_byte"]
+        assert score.logprobs is not None
+        assert list(score.logprobs) == want["logprobs"]
+    assert one.logprobs is None
+    assert one.eos is None
+    assert one.logprob == math.fsum(wanted[0]["logprobs"])
+    assert one.usage.bytes_in == 5
+
+
+def test_the_impossible_scores_minus_infinity(client: Client) -> None:
+    beam: Beam = {"K": 1, "prune_threshold": 0.9}
+    result = client.score("hheth", "ing", beam=beam, prefill="exact", per_byte=True)
+    assert result.logprobs is not None
+    assert list(result.logprobs) == [-math.inf] * 3
+    assert (result.logprob, result.bits_per_byte) == (-math.inf, math.inf)
+
+
+def test_one_score_that_fails_is_its_error(client: Client) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        client.score("he", "x" * 300)
+    assert caught.value.code == "context_too_long"
+    with pytest.raises(ItemsFailed) as several:
+        client.score("he", ["a", "x" * 300])
+    assert list(several.value.errors) == [1]
+
+
+def test_the_vocabulary_is_the_models(client: Client, stub: dict[str, Any]) -> None:
+    vocab, wanted = client.vocab(), stub["SteeredLM"]().vocab
+    assert vocab.token_bytes == wanted.token_bytes
+    assert vocab.token_text == wanted.token_text
+    assert (vocab.special_ids, vocab.added_ids) == (wanted.special_ids, wanted.added_ids)
+    assert (vocab.bos, vocab.eos) == (wanted.bos_token_id, wanted.eos_token_ids)
+    assert (vocab.prefix, vocab.fingerprint) == (b"", wanted.fingerprint())
+    assert repr(vocab) == "Vocab(268 tokens, bos=266, eos=(267,))"
+
+
+def test_a_misspelt_option_is_refused(client: Client) -> None:
+    with pytest.raises(InvalidRequest, match="temprature: unknown field"):
+        client.sample("hello", 3, temprature=0.5)  # type: ignore[call-overload]
+
+
 def test_a_seed_repeats_a_sample(client: Client) -> None:
     first, again, other = (client.sample("hello", 20, seed=s).bytes for s in (1, 1, 2))
     assert first == again != other
@@ -104,6 +243,11 @@ async def test_the_async_client_gives_the_same(client: Client, async_client: Asy
     assert await async_client.greedy(["a", "b"], 9) == client.greedy(["a", "b"], 9)
     ours, theirs = await async_client.sample("a", 9, seed=4), client.sample("a", 9, seed=4)
     assert ours == theirs
+    assert await async_client.sample("a", 9, n=2, seed=4) == client.sample("a", 9, n=2, seed=4)
+    assert (await async_client.score("a", "b")).logprob == client.score("a", "b").logprob
+    assert await async_client.vocab() == client.vocab()
+    stopped = await async_client.greedy(messages(CHAT), 9, stop=" ", prefill="exact")
+    assert stopped == client.greedy(messages(CHAT), 9, stop=" ", prefill="exact")
 
 
 async def test_32_async_calls_at_once(client: Client, async_client: AsyncClient) -> None:
