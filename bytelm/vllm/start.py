@@ -6,13 +6,16 @@ must not know about evaluations.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import multiprocessing
 import os
 import platform
+import sys
 import threading
 import traceback
+from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -106,7 +109,8 @@ def _start(model: str, settings: EngineSettings, given_up: threading.Event) -> S
         config.model_config.logits_processors = [processor(config)]
         config.additional_config = slots.address
         before = set(engine_cores())
-        llm = AsyncLLM.from_vllm_config(config, disable_log_stats=True)
+        with _main_module_hidden():
+            llm = AsyncLLM.from_vllm_config(config, disable_log_stats=True)
         cores = [psutil.Process(core.pid) for core in engine_cores() if core not in before]
     except BaseException:
         slots.close()
@@ -114,6 +118,24 @@ def _start(model: str, settings: EngineSettings, given_up: threading.Event) -> S
     workers = [worker for core in cores for worker in core.children(recursive=True)]
     fingerprint = _fingerprint(model, config, vocab)
     return Started(llm, slots, vocab, fingerprint, tuple(cores + workers), template)
+
+
+@contextlib.contextmanager
+def _main_module_hidden() -> Iterator[None]:
+    """Meanwhile, processes that are spawned do not import this program's main module.
+
+    They have no use for it, and it may do anything: start another engine where it lacks its
+    ``if __name__ == "__main__"``; or import numba, which vLLM's CPU worker does not survive (it
+    looks for Triton kernels in all modules, and stumbles over llvmlite's).
+    """
+    main = sys.modules["__main__"].__dict__
+    hidden = {name: main[name] for name in ("__spec__", "__file__") if name in main}
+    main["__spec__"] = None
+    main.pop("__file__", None)
+    try:
+        yield
+    finally:
+        main.update(hidden)
 
 
 def _device(settings: EngineSettings) -> str:

@@ -13,8 +13,8 @@ import json
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -200,24 +200,7 @@ async def _started(folder: Path, vocab: ByteVocab, stub: bool) -> ClosableLM:
     say("starting the engine (about 40 seconds)")
     from bytelm.vllm.engine import VllmEngine
 
-    with _main_hidden():
-        return await VllmEngine.start(folder)
-
-
-@contextmanager
-def _main_hidden() -> Iterator[None]:
-    """Meanwhile, new processes do not import this program's main module.
-
-    With it they would import numba, and vLLM's CPU worker fails on what it finds in llvmlite.
-    """
-    main = sys.modules["__main__"].__dict__
-    hidden = {name: main[name] for name in ("__spec__", "__file__") if name in main}
-    main["__spec__"] = None
-    main.pop("__file__", None)
-    try:
-        yield
-    finally:
-        main.update(hidden)
+    return await VllmEngine.start(folder)
 
 
 class _ClosableStub(StubLM):

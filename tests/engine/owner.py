@@ -8,6 +8,7 @@ import json
 import sys
 import time
 
+import bytelm.beam  # noqa: F401 (a program may import numba, which a worker of vLLM must not see)
 from bytelm.errors import EngineDead
 from bytelm.settings import EngineSettings
 from bytelm.vllm.engine import VllmEngine
@@ -50,5 +51,5 @@ async def main() -> None:
     sys.stdin.readline()
 
 
-if __name__ == "__main__":
-    asyncio.run(main())
+# Without a guard on purpose: the engine's processes must not run this.
+asyncio.run(main())

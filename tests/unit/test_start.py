@@ -1,6 +1,8 @@
 import errno
 import json
 import os
+import subprocess
+import sys
 import threading
 from types import SimpleNamespace
 
@@ -123,3 +125,20 @@ def test_another_configuration_changes_the_fingerprint(model):
 def test_vocabulary_and_number_format_change_the_fingerprint(model):
     prints = {fingerprint(model), fingerprint(model, vocab="w"), fingerprint(model, dtype="b")}
     assert len(prints) == 3
+
+
+def test_spawned_processes_do_not_import_the_main_module(tmp_path):
+    script = tmp_path / "program.py"
+    script.write_text(
+        "import multiprocessing\n"
+        "from bytelm.vllm.start import _main_module_hidden\n"
+        "print('main', flush=True)\n"
+        "with _main_module_hidden():\n"
+        "    spawn = multiprocessing.get_context('spawn')\n"
+        "    child = spawn.Process(target=print, args=('child',))\n"
+        "    child.start()\n"
+        "    child.join()\n"
+        "print(__spec__, __file__ is not None)\n"
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["main", "child", "None True"]
