@@ -8,6 +8,7 @@ import pytest
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from bytelm.errors import EngineDead, EngineError
+from bytelm.token_lm import Usage
 from bytelm.vllm.capture import flag_of
 from bytelm.vllm.engine import VllmEngine
 from bytelm.vllm.slots import ROW_START, Slots, attach
@@ -183,6 +184,20 @@ async def test_each_waiter_leaves_alone(engine, llm):
     llm.write(request)
     llm.finish(request)
     assert (await second)[0] == llm.flags[request][1]
+
+
+async def test_an_evaluation_counts_for_the_call_that_came_first(engine, llm):
+    first, second = Usage(), Usage()
+    tasks = [asyncio.create_task(engine.evaluate([1, 2, 3], usage)) for usage in (first, second)]
+    await until(lambda: llm.requests)
+    (request,) = llm.requests
+    llm.write(request)
+    llm.finish(request)
+    rows = await asyncio.gather(*tasks)
+    assert rows[0] is rows[1]
+    assert first == Usage(evaluations=1, tokens_computed=3, tokens_cached=0)
+    assert second == Usage()
+    assert (engine.stats.evaluations, engine.stats.tokens_computed) == (1, 3)
 
 
 async def test_a_new_call_starts_anew_while_an_aborted_one_ends(engine, llm):
