@@ -58,7 +58,7 @@ class ServerSettings(BaseSettings):
         5, ge=1, description="Beam width of calls that name none; none: unlimited."
     )
     default_prune_threshold: float = Field(
-        0.05, ge=0, lt=1, description="Prune threshold of calls that name none."
+        0.01, ge=0, lt=1, description="Prune threshold of calls that name none."
     )
 
     max_K: int | None = Field(

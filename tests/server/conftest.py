@@ -76,7 +76,7 @@ def begun(lm: Any) -> Callable[..., Coroutine[Any, Any, ByteBeamState]]:
     async def state_after(context: Context | bytes, mode: str = "fast", **params: Any) -> Any:
         if isinstance(context, bytes):
             context = Context.of(context)
-        wanted = BeamParams(**{"K": 5, "prune_threshold": 0.05, **params})
+        wanted = BeamParams(**{"K": 5, "prune_threshold": 0.01, **params})
         return await begin(lm, wanted, context, mode=mode)
 
     return state_after

@@ -39,7 +39,7 @@ async def post(http: httpx.AsyncClient, path: str, body: dict[str, Any]) -> Any:
 
 
 async def state_after(lm: Any, data: bytes, **params: Any) -> ByteBeamState:
-    params = {"K": 5, "prune_threshold": 0.05, **params}
+    params = {"K": 5, "prune_threshold": 0.01, **params}
     return await (await ByteBeamState.initial(lm, BeamParams(**params))).prefill(data)
 
 
