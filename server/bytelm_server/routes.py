@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Depends, Header, Request, Response
+from fastapi import APIRouter, Body, Depends, Request, Response
 
 from bytelm_server import answers, examples, requests
 from bytelm_server.backend import Backend
@@ -57,11 +57,11 @@ async def models(backend: Served) -> JsonResponse:
         503: _FAILURES[503],
     },
 )
-async def vocab(backend: Served, if_none_match: Annotated[str | None, Header()] = None) -> Response:
+async def vocab(request: Request, backend: Served) -> Response:
     """The vocabulary: each id's bytes, spelling and kind; BOS, EOS. Large: keep it by its ETag."""
     made = await backend.service.vocab()
     headers = {"ETag": made.etag, "Cache-Control": "no-cache"}
-    if if_none_match is not None and made.etag in if_none_match:
+    if made.etag in request.headers.get("if-none-match", ""):
         return Response(status_code=304, headers=headers)
     return Response(made.body, media_type="application/json", headers=headers)
 
