@@ -36,6 +36,7 @@ STUB = "stub"
 """As a model's name: pseudo-random distributions, to try a benchmark without a model."""
 ALGORITHM = ["beam", "beam_kernels", "canonical", "healing", "logprobs", "prefill", "rows", "trie"]
 """The modules of bytelm that a measurement depends on."""
+STORE_GB, FULL_STORE_GB = 8.0, 24.0
 RESAMPLES = 10_000
 INTERRUPTED = 130
 
@@ -48,7 +49,7 @@ def parser(description: str) -> argparse.ArgumentParser:
     made.add_argument("--model", help=f"a folder or name; {STUB}: none, to try the benchmark")
     made.add_argument("--chinese", type=Path, help="a file of Chinese text")
     made.add_argument("--concurrency", type=int, default=24, help="measurements at a time")
-    made.add_argument("--store-gb", type=float, default=8.0, help="evaluations kept on disk")
+    made.add_argument("--store-gb", type=float, help="evaluations kept on disk (8, full run: 24)")
     made.add_argument("--results", type=Path, default=RESULTS, help="where tables are written")
     return made
 
@@ -181,7 +182,8 @@ async def opened(options: argparse.Namespace, size: int) -> AsyncIterator[Bench]
     fingerprint = STUB if stub else _fingerprint(folder, vocab)
     cache = Paths().cache_dir / "benchmarks"
     path = cache / f"rows-{fingerprint}.f32"
-    store = RowStore(path, vocab.size, int(options.store_gb * 2**30))
+    store_gb = options.store_gb or (FULL_STORE_GB if options.full else STORE_GB)
+    store = RowStore(path, vocab.size, int(store_gb * 2**30))
     longest = config.get("max_position_embeddings")
     lm = StoredLM(vocab, longest, store, lambda: _started(folder, vocab, stub))
     about = {"model": fingerprint, "algorithm": _algorithm()}

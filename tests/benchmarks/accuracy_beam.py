@@ -200,11 +200,12 @@ def plot(outcomes: dict[tuple[int, float], dict[str, Outcome]], path: Path) -> N
             panel.plot(
                 [], [], "x", color="#555555", markersize=8, label="has bytes of probability 0"
             )
-            panel.legend(fontsize=8)
+            figure.legend(*panel.get_legend_handles_labels(), loc="outside upper center", ncols=5)
         panel.set_title("all texts" if name == "all" else name)
         panel.grid(alpha=0.25)
         panel.set_xscale("log")
         panel.set_yscale("symlog", linthresh=1e-3)
+        panel.margins(x=0.1, y=0.1)
     ticks = [0.3, 0.5, 1, 2, 5, 10, 20]
     axes.flat[0].set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.flat[0].xaxis.set_minor_locator(ticker.NullLocator())
