@@ -119,6 +119,11 @@ class ContextCall(BeamCall):
             raise PydanticCustomError("one_of", "give one of context and contexts, and only one")
         return self
 
+    @property
+    def count(self) -> int:
+        """How many contexts there are."""
+        return len(self.contexts or [self.context])
+
     def place(self, index: int) -> str:
         """What errors call the context with this index."""
         return "context" if self.context is not None else f"contexts[{index}]"

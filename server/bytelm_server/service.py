@@ -121,7 +121,7 @@ class ByteService:
 
     async def greedy(self, call: requests.GreedyCall) -> answers.Answer[Any]:
         """The most probable bytes after each context."""
-        self.limits.check_generation(len(call.contexts or [0]), 1, call.steps)
+        self.limits.check_generation(call.count, 1, call.steps)
 
         async def work(run: _Run, state: ByteBeamState, index: int) -> list[_Outcome]:
             made = await run.generated(state, call, LazyByteProbs.argmax)
@@ -131,7 +131,7 @@ class ByteService:
 
     async def sample(self, call: requests.SampleCall) -> answers.Answer[Any]:
         """``n`` texts drawn after each context; the draws depend on the seed and the places."""
-        self.limits.check_generation(len(call.contexts or [0]), call.n, call.steps)
+        self.limits.check_generation(call.count, call.n, call.steps)
         draw = Draw(call.temperature, call.top_k, call.top_p, call.min_p, call.seed)
         is_only_one = call.context is not None and call.n == 1
 
@@ -186,8 +186,7 @@ class ByteService:
         self, call: requests.ContextCall, work: Work, n: int | None = None
     ) -> answers.Answer[Any]:
         """The results of ``work`` on every context of a call, each context's ``n`` side by side."""
-        items: Sequence[ContextIn | ValidationError] = call.contexts or []
-        self.limits.check_contexts(len(items))
+        self.limits.check_contexts(call.count)
         run = await self._run(call)
 
         async def one(context: ContextIn, index: int) -> list[_Outcome]:
@@ -205,7 +204,8 @@ class ByteService:
         if call.context is not None:
             outcomes = [await one(call.context, 0)]
         else:
-            outcomes = await concurrently(one_of_several(c, i) for i, c in enumerate(items))
+            items = enumerate(call.contexts or [])
+            outcomes = await concurrently(one_of_several(item, index) for index, item in items)
         return run.answer([outcome for each in outcomes for outcome in each])
 
     async def _run(self, call: requests.BeamCall) -> "_Run":

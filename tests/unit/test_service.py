@@ -1,0 +1,49 @@
+"""What a call does to the model: how much at a time, and how often."""
+
+import asyncio
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bytelm.settings import ServerSettings
+from bytelm.testing import StubLM
+from bytelm.vocab import ByteVocab
+from bytelm_server.requests import GreedyCall, SampleCall
+from bytelm_server.service import ByteService
+
+VOCAB = ByteVocab.from_bytes([b"a", b"b", b""], eos_token_ids=[2])
+
+
+class BusyLM(StubLM):
+    """A StubLM that takes a while, and knows how many evaluations it had at a time."""
+
+    def __init__(self) -> None:
+        super().__init__(VOCAB, silent=[2])
+        self.now = self.most = 0
+
+    async def next_token_logprobs(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
+        self.now += 1
+        self.most = max(self.most, self.now)
+        await asyncio.sleep(0.001)
+        self.now -= 1
+        return await super().next_token_logprobs(token_ids)
+
+
+async def test_only_so_many_texts_of_a_call_are_worked_on_at_a_time() -> None:
+    lm = BusyLM()
+    service = ByteService(lm, ServerSettings(concurrency=3))
+    # One candidate, so that a text has one evaluation at a time.
+    beam = {"K": 1, "prune_threshold": 0.9}
+    call = GreedyCall.model_validate({"contexts": [""] * 20, "steps": 5, "beam": beam})
+    assert len((await service.greedy(call))["results"]) == 20
+    assert lm.most == 3
+
+
+async def test_samples_of_one_context_count_as_texts() -> None:
+    lm = BusyLM()
+    service = ByteService(lm, ServerSettings(concurrency=4))
+    beam = {"K": 1, "prune_threshold": 0.9}
+    call = SampleCall.model_validate({"context": "", "n": 20, "steps": 5, "beam": beam})
+    assert len((await service.sample(call))["results"]) == 20
+    assert lm.most == 4
