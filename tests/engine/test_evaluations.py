@@ -13,13 +13,15 @@ from bytelm.vllm.slots import SlotPool
 TEXT = (
     "The capital of France is Paris. def area(r): return 3.14159 * r ** 2\n"
     "Wer reitet so spät durch Nacht und Wind? It was a bright cold day in April. "
-) * 20
+) * 60
 
 
 def contexts_of(lengths, vocab) -> list[list[int]]:
     ids = vocab.encode(TEXT.encode())
     bos = list(vocab.initial_context)
-    return [(bos + ids[7 * i :])[:length] for i, length in enumerate(lengths)]
+    contexts = [(bos + ids[7 * i :])[:length] for i, length in enumerate(lengths)]
+    assert [len(context) for context in contexts] == list(lengths)
+    return contexts
 
 
 @pytest.fixture
@@ -44,7 +46,6 @@ async def test_engine_and_reference_are_token_lms(engine, reference):
 async def test_rows_equal_transformers(engine, reference):
     lengths = [1, 2, 3, 5, 8, 13, 21, 31, 32, 33, 47, 64, 65, 90, 128, 129, 200, 300, 400, 500]
     contexts = contexts_of(lengths, engine.vocab)
-    assert [len(c) for c in contexts] == lengths
     rows = await asyncio.gather(*map(engine.next_token_logprobs, contexts))
     for context, row in zip(contexts, rows, strict=True):
         assert row.dtype == np.float32
@@ -90,7 +91,19 @@ async def test_a_row_is_read_only(engine):
         row[0] = 0
 
 
-# Sharing
+# Sharing. Their salts keep contexts from being answered out of the cache before anybody leaves.
+
+
+async def sent(engine, context, callers: int, salt: str) -> list[asyncio.Task]:
+    """Calls for one context, whose evaluation has just been sent."""
+    before = engine.stats.evaluations
+    calls = [
+        asyncio.create_task(engine.next_token_logprobs(context, cache_salt=salt))
+        for _ in range(callers)
+    ]
+    while engine.stats.evaluations == before:  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    return calls
 
 
 async def test_equal_contexts_in_flight_share_one_evaluation(engine):
@@ -115,9 +128,7 @@ async def test_equal_contexts_of_different_salt_do_not_share(engine):
 
 async def test_an_evaluation_goes_on_while_somebody_waits(engine):
     (context,) = contexts_of([1000], engine.vocab)
-    leaves = asyncio.create_task(engine.next_token_logprobs(context))
-    stays = asyncio.create_task(engine.next_token_logprobs(context))
-    await asyncio.sleep(0.05)
+    leaves, stays = await sent(engine, context, 2, "goes on")
     leaves.cancel()
     with pytest.raises(asyncio.CancelledError):
         await leaves
@@ -133,14 +144,13 @@ async def test_an_evaluation_is_aborted_when_the_last_waiter_leaves(engine, monk
         await abort(self, request_id)
 
     monkeypatch.setattr(AsyncLLM, "abort", watched)
-    (context,) = contexts_of([1100], engine.vocab)
-    first, last = (asyncio.create_task(engine.next_token_logprobs(context)) for _ in range(2))
-    await asyncio.sleep(0.05)
+    (context,) = contexts_of([2000], engine.vocab)
+    first, last = await sent(engine, context, 2, "aborted")
     first.cancel()
-    await asyncio.sleep(0.05)
+    await asyncio.gather(first, return_exceptions=True)
     assert aborted == []
     last.cancel()
-    await asyncio.gather(first, last, return_exceptions=True)
+    await asyncio.gather(last, return_exceptions=True)
     await quiet(engine)
     assert len(aborted) == 1
     assert engine.stats.slots_free == engine.stats.slots
@@ -148,11 +158,10 @@ async def test_an_evaluation_is_aborted_when_the_last_waiter_leaves(engine, monk
 
 async def test_a_new_call_does_not_join_an_aborted_evaluation(engine, reference):
     (context,) = contexts_of([600], engine.vocab)
-    left = asyncio.create_task(engine.next_token_logprobs(context))
-    await asyncio.sleep(0.05)
+    (left,) = await sent(engine, context, 1, "anew")
     left.cancel()
-    await asyncio.sleep(0)
-    row = await engine.next_token_logprobs(context)
+    await asyncio.gather(left, return_exceptions=True)
+    row = await engine.next_token_logprobs(context, cache_salt="anew")
     expected = await reference.next_token_logprobs(context)
     np.testing.assert_allclose(row, expected, atol=1e-3, rtol=0)
 
