@@ -573,6 +573,11 @@ class ByteBeamState(StatefulByteLM):
 
     def _why_empty(self, b: int) -> str:
         what = "EOS" if b == EOS else repr(bytes([b]))
+        if b != EOS and self.source.trie.child(ROOT, b) < 0:
+            return (
+                f"no tokenization of {_ending(self.context)} goes on with {what}: the vocabulary "
+                "has no token that begins with this byte"
+            )
         advice = "raise K, lower prune_threshold" + ("" if self.params.heal else ", or allow heal")
         return f"no tokenization of {_ending(self.context)} goes on with {what}: {advice}"
 

@@ -256,8 +256,11 @@ async def test_what_is_no_byte_is_refused(b):
 
 
 async def test_an_empty_beam_names_the_byte_the_context_and_what_to_change():
-    state = await (await initial(StubLM(toy_vocab([b"ab"])))).prefill(b"ab")
-    with pytest.raises(EmptyBeam, match=r"b'ab' goes on with b'z'.*raise K"):
+    lm = StubLM(toy_vocab([b"ab"]), silent=[5])
+    state = await (await initial(lm)).prefill(b"ab", mode="exact")
+    with pytest.raises(EmptyBeam, match=r"b'ab' goes on with b'c'.*raise K"):
+        await (state << ord("c"))
+    with pytest.raises(EmptyBeam, match=r"with b'z'.*no token that begins with this byte"):
         await (state << ord("z"))
 
 

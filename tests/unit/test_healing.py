@@ -77,9 +77,9 @@ async def test_healing_goes_no_further_than_allowed(limit):
 
 
 async def test_without_healing_an_empty_beam_is_an_error():
-    state = await narrow(OneWay({(0,): ABC}), b"ab", heal=False)
+    state = await narrow(Spelled({(0,): ABC}), b"ab", heal=False)
     with pytest.raises(EmptyBeam, match="or allow heal"):
-        await (state << ord("z"))
+        await (state << ord("a"))
 
 
 async def test_eos_can_be_healed_to():
