@@ -13,13 +13,15 @@ def _answer(description: str, value: dict[str, Any]) -> dict[str, Any]:
     return {"description": description, "content": {"application/json": {"example": value}}}
 
 
-def _usage(bytes_in: int, bytes_out: int, evaluations: int) -> dict[str, int | None]:
+def _usage(
+    bytes_in: int, bytes_out: int, evaluations: int, computed: int, cached: int
+) -> dict[str, int]:
     return {
         "bytes_in": bytes_in,
         "bytes_out": bytes_out,
         "evaluations": evaluations,
-        "tokens_computed": None,
-        "tokens_cached": None,
+        "tokens_computed": computed,
+        "tokens_cached": cached,
     }
 
 
@@ -51,13 +53,11 @@ NEXT_BYTES_ANSWER = _answer(
                 "eos": None,
             }
         ],
-        "usage": _usage(19, 0, 10),
+        "usage": _usage(19, 0, 5, 22, 0),
     },
 )
 
-CHAT = [
-    {"role": "user", "content": "What is the capital of France?"},
-]
+CHAT = [{"role": "user", "content": "What is 2+2?"}]
 
 GREEDY = {
     "one": _call("A continuation", {"context": "An apple a day keeps the ", "steps": 12}),
@@ -123,7 +123,7 @@ GREEDY_ANSWER = _answer(
                 "finish_reason": "steps",
             }
         ],
-        "usage": _usage(25, 12, 12),
+        "usage": _usage(25, 12, 5, 38, 0),
     },
 )
 
@@ -163,7 +163,7 @@ SAMPLE_ANSWER = _answer(
                 "finish_reason": "steps",
             }
         ],
-        "usage": _usage(16, 11, 20),
+        "usage": _usage(16, 11, 8, 60, 0),
     },
 )
 
@@ -176,7 +176,7 @@ SCORE = {
         "Byte by byte, with the end of the text",
         {
             "context": {"messages": CHAT},
-            "continuations": ["Paris.", ""],
+            "continuations": ["The answer is 4.", "4", ""],
             "eos": True,
             "per_byte": True,
         },
@@ -187,11 +187,11 @@ SCORE_ANSWER = _answer(
     "A score for each continuation.",
     {
         "results": [
-            {"logprob": -1.0, "bits_per_byte": 0.2885},
-            {"logprob": -6.0, "bits_per_byte": 1.4427},
-            {"logprob": -0.9, "bits_per_byte": 0.4328},
+            {"logprob": -0.2628, "bits_per_byte": 0.0758},
+            {"logprob": -5.4884, "bits_per_byte": 1.3197},
+            {"logprob": -0.2628, "bits_per_byte": 0.1264},
         ],
-        "usage": _usage(39, 0, 20),
+        "usage": _usage(39, 0, 7, 46, 0),
     },
 )
 

@@ -114,18 +114,3 @@ async def test_valid_utf8_is_the_librarys(results: Any, drawn: Any) -> None:
         assert (b"caf\xc3" + data(result)).decode()
     texts = [(b"caf\xc3" + data(r)).decode(errors="replace") for r in results("/v1/sample", **body)]
     assert any("\ufffd" in text for text in texts)
-
-
-def test_a_large_call_does_not_keep_others_waiting(url: str) -> None:
-    """The stub answers without waiting; a small call still gets its turns."""
-    from concurrent.futures import ThreadPoolExecutor
-
-    with httpx.Client(base_url=url, timeout=60) as http, ThreadPoolExecutor() as threads:
-        body = {"contexts": ["hello"] * 40, "steps": 37}
-        large = threads.submit(http.post, "/v1/greedy", json=body)
-        small = [
-            httpx.post(f"{url}/v1/greedy", json={"context": "a", "steps": 2}) for _ in range(3)
-        ]
-        assert not large.done()
-        assert all(answer.status_code == 200 for answer in small)
-        assert large.result(60).status_code == 200

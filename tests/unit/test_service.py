@@ -47,3 +47,15 @@ async def test_samples_of_one_context_count_as_texts() -> None:
     call = SampleCall.model_validate({"context": "", "n": 20, "steps": 5, "beam": beam})
     assert len((await service.sample(call))["results"]) == 20
     assert lm.most == 4
+
+
+async def test_a_large_call_leaves_others_their_turn() -> None:
+    """Even on a model that answers without waiting."""
+    service = ByteService(StubLM(VOCAB, silent=[2]), ServerSettings())
+    large = GreedyCall.model_validate({"contexts": [""] * 20, "steps": 50})
+    small = GreedyCall.model_validate({"context": "", "steps": 2})
+    running = asyncio.create_task(service.greedy(large))
+    await asyncio.sleep(0)
+    await service.greedy(small)
+    assert not running.done()
+    assert len((await running)["results"]) == 20
