@@ -68,7 +68,12 @@ def start(model: str, settings: EngineSettings, given_up: threading.Event) -> St
     owner = Owner(pid=os.getpid(), started=start_time(os.getpid()))
     try:
         with settings.exported(owner):
-            return _start(model, settings, given_up)
+            device = _device_for(model, settings, given_up)
+            # Its import keeps an exception, and so the frames that led there, for good. The engine
+            # must not be a variable of one of them: it could never be destroyed in time.
+            import vllm.v1.engine.async_llm  # noqa: F401
+
+            return _start(model, settings, device, given_up)
     except BytelmError:
         raise
     except Exception as error:
@@ -78,31 +83,36 @@ def start(model: str, settings: EngineSettings, given_up: threading.Event) -> St
         raise EngineStartError(f"the engine could not be started: {reason}") from error
 
 
-def _start(model: str, settings: EngineSettings, given_up: threading.Event) -> Started:
-    def go_on() -> None:
-        if given_up.is_set():
-            raise EngineStartError("the start was given up")
+def _go_on(given_up: threading.Event) -> None:
+    if given_up.is_set():
+        raise EngineStartError("the start was given up")
 
-    go_on()
+
+def _device_for(model: str, settings: EngineSettings, given_up: threading.Event) -> str:
+    """The device that the model will run on, after what can be checked without vLLM's engine."""
+    _go_on(given_up)
     if os.sep in model and not Path(model).is_dir():
         raise EngineStartError(f"there is no model at {model}: give a model's folder")
     device = _device(settings)
     if device == "cpu":
         check_cpu(Path("/proc/cpuinfo").read_text(), platform.machine())
-    go_on()
+    return device
 
+
+def _start(model: str, settings: EngineSettings, device: str, given_up: threading.Event) -> Started:
+    _go_on(given_up)
     from vllm.v1.engine.async_llm import AsyncLLM
 
     from bytelm.context import ChatTemplate
     from bytelm.vllm.capture import processor
     from bytelm.vocab import ByteVocab
 
-    go_on()
+    _go_on(given_up)
     config = _config(model, settings, device)
     width = config.model_config.get_vocab_size()
     vocab = ByteVocab.from_pretrained(model, vocab_size=width)
     template = ChatTemplate.from_pretrained(model)
-    go_on()
+    _go_on(given_up)
     sweep()
     slots = _slots(settings.slots or 2 * settings.max_num_seqs, width)
     try:
