@@ -139,7 +139,7 @@ def _main_module_hidden() -> Iterator[None]:
     looks for Triton kernels in all modules, and stumbles over llvmlite's).
     """
     main = sys.modules["__main__"].__dict__
-    hidden = {name: main[name] for name in ("__spec__", "__file__") if name in main}
+    hidden: dict[str, Any] = {name: main[name] for name in ("__spec__", "__file__") if name in main}
     main["__spec__"] = None
     main.pop("__file__", None)
     try:

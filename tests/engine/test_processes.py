@@ -32,6 +32,7 @@ class OwnerProcess:
         )
 
     def event(self, name: str) -> dict:
+        assert self.process.stdout is not None
         for line in self.process.stdout:
             if line.startswith("{"):
                 event = json.loads(line)

@@ -568,7 +568,7 @@ def test_a_template_is_told_the_time():
     template = ChatTemplate.from_tokenizer(tokenizer_with(source))
     then = datetime(2001, 2, 3, 4, 5, 6, 7)
     assert template.render(chat("the"), now=then) == "2001-02-03 04:05:06.000007: the"
-    assert re.fullmatch(rb"[-\d]+ [:.\d]+: the", segments(chat("the"), template)[0])  # type: ignore[arg-type]
+    assert re.fullmatch(rb"[-\d]+ [:.\d]+: the", segments(chat("the"), template)[0])
 
 
 def test_a_template_is_loaded_from_a_folder(tmp_path):

@@ -86,7 +86,7 @@ def test_settings_come_from_the_environment(monkeypatch):
 # The fingerprint
 
 
-def fingerprint(folder, dtype="float32", vocab="v") -> str:
+def fingerprint(folder, dtype="float32", vocab="v"):
     return start._fingerprint(
         str(folder),
         SimpleNamespace(model_config=SimpleNamespace(dtype=dtype, revision=None)),

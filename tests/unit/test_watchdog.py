@@ -36,7 +36,7 @@ def owner():
     process.wait()
 
 
-def watched_by(pid: int, started: int) -> subprocess.Popen:
+def watched_by(pid, started):
     process = spawn(WATCHED, BYTELM_OWNER_PID=str(pid), BYTELM_OWNER_STARTED=str(started))
     assert process.stdout.readline() == "ready\n"
     return process
