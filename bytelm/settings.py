@@ -115,6 +115,11 @@ class EngineSettings(BaseSettings):
     kv_cache_memory_bytes: int | None = Field(
         None, ge=1, description="Size of the KV cache; None: 2 GiB on CPU, what is left on GPU."
     )
+    tails: bool = Field(
+        True,
+        description="Cache the last, partly filled block of a context too: what goes on from a "
+        "recent context computes its new tokens only.",
+    )
     gpu_memory_utilization: float = Field(
         0.9, gt=0, le=1, description="Share of the GPU's memory for weights and KV cache."
     )

@@ -25,6 +25,7 @@ from bytelm.settings import EngineSettings
 from bytelm.token_lm import Usage
 from bytelm.vllm.slots import SlotPool
 from bytelm.vllm.start import Started, engine_cores, shut_down, start
+from bytelm.vllm.tail_index import TailCounts
 
 if TYPE_CHECKING:
     from vllm.outputs import RequestOutput
@@ -56,6 +57,7 @@ class EngineStats:
         shared: calls that were answered by an evaluation already in flight.
         tokens_computed: tokens that went through the model, generated ones included.
         tokens_cached: prompt tokens that the prefix cache supplied instead.
+        tails: what the cache of partly filled blocks did; all zero without it.
         in_flight: evaluations that have not ended, aborted ones included.
         slots: how many rows can be on their way at a time.
         slots_free: how many of them are not.
@@ -65,6 +67,7 @@ class EngineStats:
     shared: int
     tokens_computed: int
     tokens_cached: int
+    tails: TailCounts
     in_flight: int
     slots: int
     slots_free: int
@@ -119,6 +122,7 @@ class VllmEngine:
         self._nonces = itertools.count(1)
         self._shared = 0
         self._total = Usage()
+        self._tails: dict[int, TailCounts] = {}  # of each of vLLM's engine cores
         self._dead: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._closing: asyncio.Task[None] | None = None
         self._spawn(self._watch())
@@ -183,6 +187,7 @@ class VllmEngine:
             shared=self._shared,
             tokens_computed=self._total.tokens_computed,
             tokens_cached=self._total.tokens_cached,
+            tails=TailCounts.sum(self._tails.values()),
             in_flight=self._unfinished,
             slots=self._slots.address.count,
             slots_free=len(self._pool),
@@ -479,6 +484,9 @@ class VllmEngine:
                     for tally in (usage, self._total):
                         tally.tokens_computed += computed
                         tally.tokens_cached += cached
+                    if output.kv_transfer_params is not None:
+                        core, counts = TailCounts.reported(output.kv_transfer_params)
+                        self._tails[core] = counts
                     yield output
         except EngineDeadError as error:
             self._die(DIED)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import logging
 import multiprocessing
 import os
 import platform
@@ -40,6 +41,8 @@ CPU_KV_CACHE_BYTES = 2 << 30
 CPU_BLOCK_SIZE = 32
 SHUTDOWN_SECONDS = 5.0
 KILLED_SECONDS = 2.0
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -202,6 +205,8 @@ def check_memory(kv_bytes: int, available: int) -> None:
 def _config(model: str, settings: EngineSettings, device: str) -> VllmConfig:
     from vllm import AsyncEngineArgs
 
+    from bytelm.vllm import tails
+
     cpu = device == "cpu"
     arguments: dict[str, Any] = {
         "model": model,
@@ -223,15 +228,20 @@ def _config(model: str, settings: EngineSettings, device: str) -> VllmConfig:
     if kv_bytes is not None:
         arguments["kv_cache_memory_bytes"] = kv_bytes
     config = AsyncEngineArgs(**arguments).create_engine_config()
+    # Many other values follow from these.
+    more: dict[str, Any] = {}
     if (
         cpu
         and settings.max_model_len is None
         and config.model_config.max_model_len > CPU_MAX_MODEL_LEN
     ):
-        # Many other values follow from this one.
-        arguments["max_model_len"] = CPU_MAX_MODEL_LEN
-        config = AsyncEngineArgs(**arguments).create_engine_config()
-    return config
+        more["max_model_len"] = CPU_MAX_MODEL_LEN
+    if settings.tails:
+        if found := tails.obstacle(config):
+            _log.warning("tails are off: %s", found)
+        else:
+            more["kv_transfer_config"] = tails.transfer_config()
+    return AsyncEngineArgs(**arguments | more).create_engine_config() if more else config
 
 
 def _slots(count: int, width: int) -> Slots:

@@ -54,7 +54,7 @@ class FakeLLM:
         self.requests[request_id] = asyncio.get_running_loop().create_future()
         reason = await self.requests[request_id]
         part = SimpleNamespace(finish_reason=reason, token_ids=[0])
-        yield SimpleNamespace(outputs=[part], num_cached_tokens=0)
+        yield SimpleNamespace(outputs=[part], num_cached_tokens=0, kv_transfer_params=None)
 
     async def abort(self, request_id: str) -> None:
         self.log.append(f"abort {request_id}")
