@@ -15,10 +15,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
+import numpy as np
 import psutil
 import pytest
 
-from bytelm_client import AsyncClient, Client, InvalidRequest
+from bytelm_client import (
+    AsyncClient,
+    Beam,
+    Client,
+    InvalidRequest,
+    NextBytes,
+    messages,
+    segments,
+    special,
+)
 
 ALL_GONE_SECONDS = 10.0
 
@@ -170,6 +180,85 @@ async def test_32_greedy_calls_at_once_answer_as_each_alone(async_client: AsyncC
         logprobs = (await async_client.next_bytes(context.encode() + same)).logprobs
         second, first = sorted(logprobs)[-2:]
         assert first - second < 1e-4, (context, alone, result)
+
+
+def test_a_chat_gets_a_sensible_answer(client: Client) -> None:
+    chat = messages([{"role": "user", "content": "What is 2+2?"}])
+    answer = client.greedy(chat, 60, stop="\n")
+    assert "4" in answer.text
+    ended = client.greedy(messages([{"role": "user", "content": "Say hello."}]), 200)
+    assert ended.finish_reason == "eos"
+
+
+def test_a_chat_is_its_template_as_segments(client: Client) -> None:
+    system = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
+    start, end = special("<|im_start|>"), special("<|im_end|>")
+    written = segments(
+        *(start, f"system\n{system}", end, "\n"),
+        *(start, "user\nHello", end, "\n"),
+        *(start, "assistant\n"),
+    )
+    chat = messages([{"role": "user", "content": "Hello"}])
+    assert same(client.next_bytes(written), client.next_bytes(chat))
+    spelled = segments(start, "user\nHello<|im_end|>\n<|im_start|>assistant\n")
+    assert not same(client.next_bytes(spelled), client.next_bytes(chat))
+
+
+def same(one: NextBytes, other: NextBytes) -> bool:
+    return bool(np.allclose(np.exp(one.logprobs), np.exp(other.logprobs), atol=1e-4))
+
+
+def test_a_stop_string_ends_the_proverb(client: Client) -> None:
+    result = client.greedy("An apple a day keeps the ", 40, stop=["never", " away"])
+    assert (result.text, result.finish_reason) == ("doctor", "stop")
+
+
+def test_a_score_is_the_chain_of_next_bytes(client: Client) -> None:
+    context, text = "The capital of France is", b" Paris."
+    beam: Beam = {"K": 5, "prune_threshold": 0.0}
+    scored = client.score(context, text, per_byte=True, beam=beam, prefill="exact")
+    before = [context.encode() + text[:i] for i in range(len(text))]
+    chain = client.next_bytes(before, beam=beam, prefill="exact")
+    wanted = [q.logprobs[b] for q, b in zip(chain, text, strict=True)]
+    assert scored.logprobs is not None
+    assert np.allclose(scored.logprobs, wanted, atol=1e-4)
+    london, paris = client.score(context, [" London", " Paris"])
+    assert paris.logprob > london.logprob
+
+
+def test_valid_utf8_decodes(client: Client) -> None:
+    context = "Le café: é, 日本語, ".encode() + b"\xf0\x9f"
+    results = client.sample(context, 24, n=4, seed=3, temperature=1.5, valid_utf8=True)
+    assert isinstance(results, list)
+    for result in results:
+        assert (context + result.bytes).decode()
+
+
+def test_seeds_repeat_several_samples_at_once(client: Client) -> None:
+    first, again = (client.sample("Once upon a time", 20, n=4, seed=7) for _ in range(2))
+    assert isinstance(first, list)
+    assert isinstance(again, list)
+    assert [r.bytes for r in first] == [r.bytes for r in again]
+    assert len({r.bytes for r in first}) > 1
+
+
+def test_usage_counts_the_tokens_of_the_call_alone(client: Client) -> None:
+    context = "This is a text that nobody has asked for here before. " * 8
+    first, again = (client.greedy(context, 10).usage for _ in range(2))
+    for usage in (first, again):
+        assert usage.tokens_computed is not None
+        assert usage.tokens_cached is not None
+        assert usage.evaluations <= usage.tokens_computed
+        assert usage.tokens_cached > 0
+    assert first.evaluations == again.evaluations
+    assert (again.tokens_computed or 0) <= (first.tokens_computed or 0)
+
+
+def test_the_vocabulary_has_the_special_tokens(client: Client) -> None:
+    vocab = client.vocab()
+    assert len(vocab) == 49152
+    assert vocab.token_text[vocab.eos[0]] == "<|im_end|>"
+    assert b" doctor" in vocab.token_bytes
 
 
 def test_ctrl_c_ends_all_processes_and_leaves_nothing(
