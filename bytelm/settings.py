@@ -144,6 +144,9 @@ class EngineSettings(BaseSettings):
         wanted = {
             "VLLM_LOGGING_LEVEL": self.log_level,
             "VLLM_NO_USAGE_STATS": "1",
+            # What torch and vLLM's imports warn of is nothing that a user could change.
+            "TORCH_CPP_LOG_LEVEL": "ERROR",
+            "PYTHONWARNINGS": "ignore::FutureWarning",
             "VLLM_CPU_OMP_THREADS_BIND": cores,
             # This process has threads, which fork would not copy.
             "VLLM_WORKER_MULTIPROC_METHOD": "spawn",

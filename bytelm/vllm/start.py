@@ -72,10 +72,6 @@ def start(model: str, settings: EngineSettings, given_up: threading.Event) -> St
     try:
         with settings.exported(owner):
             device = _device_for(model, settings, given_up)
-            # Its import keeps an exception, and so the frames that led there, for good. The engine
-            # must not be a variable of one of them: it could never be destroyed in time.
-            import vllm.v1.engine.async_llm  # noqa: F401
-
             return _start(model, settings, device, given_up)
     except BytelmError:
         raise
@@ -104,8 +100,6 @@ def _device_for(model: str, settings: EngineSettings, given_up: threading.Event)
 
 def _start(model: str, settings: EngineSettings, device: str, given_up: threading.Event) -> Started:
     _go_on(given_up)
-    from vllm.v1.engine.async_llm import AsyncLLM
-
     from bytelm.context import ChatTemplate
     from bytelm.vllm.capture import processor
     from bytelm.vocab import ByteVocab
@@ -123,7 +117,7 @@ def _start(model: str, settings: EngineSettings, device: str, given_up: threadin
         config.additional_config = slots.address
         before = set(engine_cores())
         with _main_module_hidden():
-            llm = AsyncLLM.from_vllm_config(config, disable_log_stats=True)
+            llm = _async_llm().from_vllm_config(config, disable_log_stats=True)
         cores = [psutil.Process(core.pid) for core in engine_cores() if core not in before]
     except BaseException:
         slots.close()
@@ -131,6 +125,22 @@ def _start(model: str, settings: EngineSettings, device: str, given_up: threadin
     workers = [worker for core in cores for worker in core.children(recursive=True)]
     fingerprint = _fingerprint(model, config, vocab)
     return Started(llm, slots, vocab, fingerprint, tuple(cores + workers), template)
+
+
+def _async_llm() -> type[AsyncLLM]:
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    class OwnedAsyncLLM(AsyncLLM):
+        """An AsyncLLM that only ``shut_down`` ends.
+
+        vLLM's own destructor does so too, but at the interpreter's end, to which some stored
+        traceback keeps the object alive, it fails aloud.
+        """
+
+        def __del__(self) -> None:
+            pass
+
+    return OwnedAsyncLLM
 
 
 @contextlib.contextmanager
