@@ -1,10 +1,11 @@
-"""Worker side: hands the full log-probabilities of flagged requests out through shared memory.
+"""Worker side: what vLLM's own sampler cannot do for a request, done to its logits.
 
-A request is flagged by ``extra_args`` (:func:`flag`), which names its slot and its nonce. vLLM
-gives its logits to *logits processors*; it has two model runners with an interface each, so two
-thin adapters (:class:`CaptureV1`, :class:`CaptureV2`) find out which row of the logits belongs to
-which request, and one :class:`Sink` writes. Logits are never changed, so other requests are
-untouched.
+A request says by ``extra_args`` what it wants. :func:`flag` names a slot and a nonce: the request's
+full log-probabilities are handed out there, through shared memory. :func:`ban` lists ids that are
+never sampled for it. vLLM gives its logits to *logits processors*; it has two model runners with an
+interface each, so two thin adapters (:class:`CaptureV1`, :class:`CaptureV2`) find out which row of
+the logits belongs to which request; one :class:`Sink` writes, one :class:`Mask` bans. The logits of
+requests that want neither are untouched.
 
 vLLM imports this module in the frontend as well (to check parameters), where CUDA must not be
 touched: all of that happens in the constructors, which run in workers only.
@@ -13,9 +14,12 @@ touched: all of that happens in the constructors, which run in workers only.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from weakref import WeakValueDictionary
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from vllm.v1.sample.logits_processor.interface import BatchUpdate, MoveDirectionality
 from vllm.v1.sample.logits_processor.interface import LogitsProcessor as LogitsProcessorV1
 from vllm.v1.worker.gpu.sample.logits_processor.interface import (
@@ -33,6 +37,9 @@ if TYPE_CHECKING:
     )
 
 KEY = "bytelm_row"
+BANNED_KEY = "bytelm_banned"
+
+T = TypeVar("T")
 
 
 class Flag(NamedTuple):
@@ -51,6 +58,12 @@ def flag_of(params: SamplingParams) -> Flag | None:
     """What :func:`flag` put there; None for every other request, vLLM's own warm-up included."""
     found = (params.extra_args or {}).get(KEY)
     return None if found is None else Flag(*found)
+
+
+def ban(token_ids: Sequence[int] | NDArray[np.integer]) -> dict[str, Any]:
+    """The ``extra_args`` of a request for which some ids are never sampled."""
+    # As bytes, which travel between processes at no cost that grows with their number.
+    return {BANNED_KEY: np.asarray(token_ids, np.int32).tobytes()}
 
 
 def processor(config: VllmConfig) -> str:
@@ -115,6 +128,53 @@ class Sink:
             self._slots[slot].copy_(source, non_blocking=True)
 
 
+class Mask:
+    """Takes all probability from the banned ids of each row, on every rank that samples.
+
+    Args:
+        device: where the logits are.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._never = torch.full((), float("-inf"), device=device)
+        # Most requests ban the same ids, which are on the device once while any of them lives.
+        self._known: WeakValueDictionary[bytes, torch.Tensor] = WeakValueDictionary()
+
+    def banned_by(self, params: SamplingParams) -> torch.Tensor | None:
+        """The ids that :func:`ban` put there, int64 on the device; None where there are none."""
+        packed = (params.extra_args or {}).get(BANNED_KEY)
+        if not packed:
+            return None
+        found = self._known.get(packed)
+        if found is None:
+            found = self._known[packed] = self._sent(np.frombuffer(packed, np.int32))
+        return found
+
+    def apply(self, logits: torch.Tensor, rows: Mapping[int, torch.Tensor]) -> None:
+        """Set the logits of banned ids to -inf, in place and without waiting for the device.
+
+        Args:
+            logits: [rows, width].
+            rows: row → the ids that are banned there, as :meth:`banned_by` gave them.
+        """
+        alike: dict[int, list[int]] = {}
+        for row, banned in rows.items():
+            alike.setdefault(id(banned), []).append(row)
+        for members in alike.values():
+            banned = rows[members[0]]
+            if len(members) == len(logits):
+                logits.index_fill_(1, banned, float("-inf"))
+            else:
+                logits.index_put_((self._sent(members).unsqueeze(1), banned), self._never)
+
+    def _sent(self, numbers: Sequence[int] | NDArray[np.int32]) -> torch.Tensor:
+        on_host = torch.from_numpy(np.array(numbers, np.int64))
+        if self._device.type == "cuda":
+            on_host = on_host.pin_memory()
+        return on_host.to(self._device, non_blocking=True)
+
+
 def _sink(config: VllmConfig, device: torch.device) -> Sink | None:
     """The sink of the one rank whose reply the engine waits for; None on all others.
 
@@ -140,31 +200,33 @@ class CaptureV1(LogitsProcessorV1):
 
     def __init__(self, vllm_config: VllmConfig, device: torch.device, is_pin_memory: bool) -> None:
         self._sink = _sink(vllm_config, device)
+        self._mask = Mask(device)
         self._flags: dict[int, Flag] = {}
+        self._banned: dict[int, torch.Tensor] = {}
 
     def is_argmax_invariant(self) -> bool:
-        """False, although nothing changes: else vLLM leaves it out when all requests are greedy."""
+        """False: a ban changes it, and rows must be written when all requests are greedy, too."""
         return False
 
     def update_state(self, batch_update: BatchUpdate | None) -> None:
         """Follow requests as they leave, enter and move within the batch, in this order."""
         if batch_update is None:
             return
-        flags = self._flags
         for index in batch_update.removed:
-            flags.pop(index, None)
+            self._flags.pop(index, None)
+            self._banned.pop(index, None)
         for index, params, _, _ in batch_update.added:
-            _put(flags, index, flag_of(params))
+            _put(self._flags, index, flag_of(params))
+            _put(self._banned, index, self._mask.banned_by(params))
         for source, target, direction in batch_update.moved:
-            moved, replaced = flags.pop(source, None), flags.pop(target, None)
-            _put(flags, target, moved)
-            if direction == MoveDirectionality.SWAP:
-                _put(flags, source, replaced)
+            _move(self._flags, source, target, direction)
+            _move(self._banned, source, target, direction)
 
     def apply(self, logits: torch.Tensor) -> torch.Tensor:
-        """Write the flagged rows."""
+        """Write the flagged rows, and ban what is banned."""
         if self._sink is not None:
             self._sink.write(logits, self._flags)
+        self._mask.apply(logits, self._banned)
         return logits
 
 
@@ -173,19 +235,24 @@ class CaptureV2(LogitsProcessorV2):
 
     def __init__(self, vllm_config: VllmConfig, req_states: LogitsProcRequestState) -> None:
         self._sink = _sink(vllm_config, req_states.device)
+        self._mask = Mask(req_states.device)
         self._flags: dict[int, Flag] = {}
+        self._banned: dict[int, torch.Tensor] = {}
         self._prefill_len: Sequence[int] = req_states.prefill_len.np
 
     def add_request(self, req_idx: int, sampling_params: SamplingParams) -> bool:
-        """Note a request's flag; its index may have been another's. True if it has one."""
-        found = flag_of(sampling_params)
+        """Note what a request wants; its index may have been another's. True if it wants it."""
+        found, banned = flag_of(sampling_params), self._mask.banned_by(sampling_params)
         _put(self._flags, req_idx, found)
-        return found is not None
+        _put(self._banned, req_idx, banned)
+        return found is not None or banned is not None
 
     def apply(self, logits: torch.Tensor, ctx: LogitsContext) -> torch.Tensor:
-        """Write the flagged rows of requests whose prompt is complete."""
+        """Write the flagged rows of requests whose prompt is complete, and ban what is banned."""
         if self._sink is not None:
             self._sink.write(logits, self._final_rows(ctx))
+        indices = enumerate(ctx.idx_mapping_np.tolist())
+        self._mask.apply(logits, {row: self._banned[i] for row, i in indices if i in self._banned})
         return logits
 
     def _final_rows(self, ctx: LogitsContext) -> dict[int, Flag]:
@@ -198,8 +265,15 @@ class CaptureV2(LogitsProcessorV2):
         return rows
 
 
-def _put(flags: dict[int, Flag], index: int, found: Flag | None) -> None:
+def _put(wanted: dict[int, T], index: int, found: T | None) -> None:
     if found is None:
-        flags.pop(index, None)
+        wanted.pop(index, None)
     else:
-        flags[index] = found
+        wanted[index] = found
+
+
+def _move(wanted: dict[int, T], source: int, target: int, direction: MoveDirectionality) -> None:
+    moved, replaced = wanted.pop(source, None), wanted.pop(target, None)
+    _put(wanted, target, moved)
+    if direction == MoveDirectionality.SWAP:
+        _put(wanted, source, replaced)

@@ -12,7 +12,7 @@ from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsContext
 
 from bytelm.errors import EngineError
 from bytelm.vllm import capture
-from bytelm.vllm.capture import CaptureV1, CaptureV2, Flag, Sink, flag, flag_of
+from bytelm.vllm.capture import CaptureV1, CaptureV2, Flag, Mask, Sink, ban, flag, flag_of
 from bytelm.vllm.slots import Slots
 
 WIDTH = 11
@@ -28,6 +28,18 @@ def slots(tmp_path):
 
 def params(slot: int | None = None, nonce: int = 0) -> SamplingParams:
     return SamplingParams(extra_args=None if slot is None else flag(slot, nonce))
+
+
+def banning(*ids: int) -> SamplingParams:
+    return SamplingParams(extra_args=ban(ids))
+
+
+def assert_banned(logits: torch.Tensor, *banned: set[int], seeds: tuple[int, ...]) -> None:
+    """Each row is that of its seed, but without what is banned in it."""
+    expected = logits_of(*seeds)
+    for row, ids in zip(expected, banned, strict=True):
+        row[list(ids)] = -torch.inf
+    assert torch.equal(logits, expected)
 
 
 def logits_of(*seeds: int) -> torch.Tensor:
@@ -101,6 +113,46 @@ def test_sink_keeps_large_nonces(slots):
 def test_sink_refuses_logits_of_another_width(slots):
     with pytest.raises(RuntimeError, match="7 wide, slots 11"):
         Sink(slots.address, CPU).write(torch.zeros(1, 7), {0: Flag(0, 1)})
+
+
+# The mask
+
+
+@pytest.fixture
+def mask():
+    return Mask(CPU)
+
+
+def test_mask_bans_in_every_row(mask):
+    logits, banned = logits_of(1, 2), mask.banned_by(banning(3, 10))
+    mask.apply(logits, {0: banned, 1: banned})
+    assert_banned(logits, {3, 10}, {3, 10}, seeds=(1, 2))
+
+
+def test_mask_bans_in_its_rows_only(mask):
+    logits, banned = logits_of(1, 2, 3, 4), mask.banned_by(banning(0))
+    mask.apply(logits, {3: banned, 1: banned})
+    assert_banned(logits, set(), {0}, set(), {0}, seeds=(1, 2, 3, 4))
+
+
+def test_mask_bans_in_each_row_what_is_banned_there(mask):
+    logits = logits_of(1, 2, 3)
+    wanted = [banning(0, 1), banning(5), banning(0, 1)]
+    mask.apply(logits, {row: mask.banned_by(params) for row, params in enumerate(wanted)})
+    assert_banned(logits, {0, 1}, {5}, {0, 1}, seeds=(1, 2, 3))
+
+
+def test_mask_holds_ids_once_while_a_request_bans_them(mask):
+    first = mask.banned_by(banning(3, 4))
+    assert mask.banned_by(banning(3, 4)) is first
+    assert mask.banned_by(banning(3, 5)) is not first
+    del first
+    assert not mask._known
+
+
+def test_mask_finds_no_ban_in_other_requests(mask):
+    for other in (SamplingParams(), params(1, 2), SamplingParams.for_sampler_warmup(), banning()):
+        assert mask.banned_by(other) is None
 
 
 # Which rank writes
@@ -227,6 +279,35 @@ def test_v1_follows_a_swap_with_an_unflagged_request(v1, slots):
     assert_row(slots, 0, 1, seed=6)
 
 
+def test_v1_bans_beside_rows_that_are_written(v1, slots):
+    update(v1, added=[(0, banning(2)), (1, params(4, 40)), (2, params())])
+    assert_banned(v1.apply(logits_of(1, 2, 3)), {2}, set(), set(), seeds=(1, 2, 3))
+    assert_row(slots, 4, 40, seed=2)
+
+
+def test_v1_a_row_is_written_before_what_is_banned_in_it(v1, slots):
+    both = SamplingParams(extra_args=flag(4, 40) | ban([2]))
+    update(v1, added=[(0, both)])
+    assert_banned(v1.apply(logits_of(1)), {2}, seeds=(1,))
+    assert_row(slots, 4, 40, seed=1)
+
+
+def test_v1_bans_follow_their_requests(v1):
+    update(v1, added=[(0, banning(1)), (1, banning(2)), (2, params()), (3, banning(3))])
+    update(v1, removed=[0], moved=[(3, 0, MoveDirectionality.UNIDIRECTIONAL)])
+    update(v1, moved=[(1, 2, MoveDirectionality.SWAP)])
+    assert_banned(v1.apply(logits_of(1, 2, 3)), {3}, set(), {2}, seeds=(1, 2, 3))
+    update(v1, added=[(0, params())])
+    assert_banned(v1.apply(logits_of(1, 2, 3)), set(), set(), {2}, seeds=(1, 2, 3))
+
+
+def test_v1_every_rank_bans(v1, monkeypatch):
+    monkeypatch.setattr(capture, "_sink", lambda config, device: None)
+    silent = CaptureV1(None, CPU, False)
+    update(silent, added=[(0, banning(1))])
+    assert_banned(silent.apply(logits_of(1)), {1}, seeds=(1,))
+
+
 def test_v1_follows_any_history_of_its_batch(v1):
     """Against a batch that is kept as a plain list of requests, one per index."""
     choose = random.Random(1)
@@ -326,3 +407,31 @@ def test_v2_ignores_the_padding_of_host_lengths(v2, slots):
     v2.add_request(0, params(0, 1))
     v2.apply(logits_of(1), step([0], [4, 0, 0, 0]))
     assert_row(slots, 0, 1, seed=1)
+
+
+def test_v2_asks_for_processing_of_bans(v2):
+    assert v2.add_request(0, banning(1)) is True
+    assert v2.add_request(1, banning()) is False
+
+
+def test_v2_bans_by_the_steps_own_order(v2, slots):
+    v2.add_request(3, banning(1))
+    v2.add_request(5, params(1, 2))
+    v2.add_request(2, banning(0, 10))
+    found = v2.apply(logits_of(7, 8, 9), step([5, 2, 3], [4, 4, 4]))
+    assert_banned(found, set(), {0, 10}, {1}, seeds=(7, 8, 9))
+    assert_row(slots, 1, 2, seed=7)
+
+
+def test_v2_a_recycled_index_loses_its_ban(v2):
+    v2.add_request(3, banning(1))
+    v2.add_request(3, params())
+    assert_banned(v2.apply(logits_of(1), step([3], [4])), set(), seeds=(1,))
+
+
+def test_v2_every_rank_bans(prefill_len, monkeypatch):
+    monkeypatch.setattr(capture, "_sink", lambda config, device: None)
+    states = SimpleNamespace(device=CPU, prefill_len=SimpleNamespace(np=prefill_len))
+    silent = CaptureV2(None, states)
+    silent.add_request(0, banning(1))
+    assert_banned(silent.apply(logits_of(1), step([0], [4])), {1}, seeds=(1,))
