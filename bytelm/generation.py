@@ -16,40 +16,44 @@ from bytelm import utf8
 from bytelm.draws import Choose
 from bytelm.errors import DrawError, InputError, Utf8Error
 from bytelm.logprobs import EOS, LazyByteProbs
+from bytelm.stop_strings import StopStrings
 
 if TYPE_CHECKING:
     from bytelm.byte_lm import StatefulByteLM
 
 S = TypeVar("S", bound="StatefulByteLM")
+After = TypeVar("After")
+"""What is known after the bytes: a state, or None where nobody made one."""
 
 FinishReason = Literal["steps", "stop", "eos", "length"]
 """Why there are no more bytes: as many as were asked for, a stop string, EOS, the model's limit."""
 
 
-class Piece(NamedTuple, Generic[S]):
+class Piece(NamedTuple, Generic[After]):
     """Some bytes of a generation that are final.
 
     Attributes:
         data: the bytes; those of all pieces together are what was generated.
         logprob: natural logarithm of their probability, before any filter or mask, EOS's included
             where it ended them; None unless asked for.
-        state: the state after these bytes; after EOS, the one before it.
+        state: the state after these bytes; after EOS, the one before it. None where tokens were
+            drawn, see ``bytelm.token_sampling``.
         finish_reason: None in all pieces but the last.
     """
 
     data: bytes
     logprob: float | None
-    state: S
+    state: After
     finish_reason: FinishReason | None
 
 
 @dataclass(frozen=True)
-class Generated(Generic[S]):
+class Generated(Generic[After]):
     """A whole generation; see ``Piece``."""
 
     data: bytes
     logprob: float | None
-    state: S
+    state: After
     finish_reason: FinishReason
 
 
@@ -96,7 +100,7 @@ async def generate(
     """
     if steps < 0:
         raise InputError(f"steps must not be negative, got {steps}")
-    stops = _StopStrings(stop, valid_utf8)
+    stops = StopStrings(stop, valid_utf8)
     text = utf8.state_after(state.context) if valid_utf8 else utf8.BOUNDARY
     finish: FinishReason = "steps"
     given = state
@@ -144,7 +148,7 @@ async def generate(
     yield last._replace(finish_reason=finish)
 
 
-async def collect(pieces: AsyncIterable[Piece[S]]) -> Generated[S]:
+async def collect(pieces: AsyncIterable[Piece[After]]) -> Generated[After]:
     """All pieces of a generation as one."""
     data = bytearray()
     logprob = 0.0
@@ -189,66 +193,3 @@ def _masked(q: LazyByteProbs, text: int, left: int) -> LazyByteProbs | None:
         f"after {where} no byte that continues valid UTF-8 has any probability, the likeliest "
         f"being {names}: lower prune_threshold or raise K, or leave valid_utf8 out"
     )
-
-
-class _StopStrings:
-    """Finds the first end of any of several strings in a text that is given byte by byte.
-
-    An automaton (Aho and Corasick 1975) whose nodes are the beginnings of the strings; the text
-    is at the longest one that it ends with.
-
-    Attributes:
-        begun: by node, the length of that beginning.
-        ended: by node, the length of the longest string that the text ends with; 0 for none.
-    """
-
-    def __init__(self, stop: bytes | Iterable[bytes], valid_utf8: bool) -> None:
-        self._children: list[dict[int, int]] = [{}]
-        self._shorter = [0]
-        self.begun = [0]
-        self.ended = [0]
-        for string in [stop] if isinstance(stop, bytes) else stop:
-            if not isinstance(string, bytes) or not string:
-                raise InputError(f"a stop string has at least one byte, as bytes; got {string!r}")
-            if valid_utf8 and 0x80 <= string[0] < 0xC0:
-                raise InputError(
-                    f"the stop string {string!r} begins inside a character: with valid_utf8 it "
-                    "must begin with a whole one"
-                )
-            self._add(string)
-        self._link()
-
-    def __bool__(self) -> bool:
-        return len(self.begun) > 1
-
-    def follow(self, node: int, b: int) -> int:
-        """The node after one more byte."""
-        while b not in self._children[node]:
-            if not node:
-                return 0
-            node = self._shorter[node]
-        return self._children[node][b]
-
-    def _add(self, string: bytes) -> None:
-        node = 0
-        for b in string:
-            if b not in self._children[node]:
-                self._children[node][b] = len(self.begun)
-                self._children.append({})
-                self._shorter.append(0)
-                self.begun.append(self.begun[node] + 1)
-                self.ended.append(0)
-            node = self._children[node][b]
-        self.ended[node] = len(string)
-
-    def _link(self) -> None:
-        """Finds each node's longest proper suffix that is a node, shorter nodes first."""
-        level = list(self._children[0].values())
-        while level:
-            below = []
-            for node in level:
-                for b, child in self._children[node].items():
-                    self._shorter[child] = self.follow(self._shorter[node], b)
-                    self.ended[child] = self.ended[child] or self.ended[self._shorter[child]]
-                    below.append(child)
-            level = below
