@@ -13,22 +13,27 @@ from __future__ import annotations
 import asyncio
 import html
 import math
-from collections.abc import Awaitable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bytelm import beam_kernels as kernels
 from bytelm.byte_lm import StatefulByteLM
+from bytelm.draws import Draw
 from bytelm.errors import BeamError, ContextTooLong, EmptyBeam, Terminated, VocabError
 from bytelm.genlm import BackendLM, as_token_lm
 from bytelm.healing import Reading, heal
-from bytelm.logprobs import EOS, LazyByteProbs, check_symbol, checked_bytes, escape
+from bytelm.logprobs import EOS, Chart, LazyByteProbs, check_symbol, checked_bytes, escape
 from bytelm.prefill import TAIL, Trunk, TrunkFinder
 from bytelm.rows import Row, RowSource
 from bytelm.token_lm import AsyncTokenLM, StatefulTokenizedLM
 from bytelm.trie import ROOT
+
+if TYPE_CHECKING:
+    from bytelm.token_sampling import Method
 
 SHORT = 32
 """Up to so many bytes added to a text are walked even by a fast prefill."""
@@ -355,6 +360,34 @@ class ByteBeamState(StatefulByteLM):
             print(f"\n{state!r}")
         return state
 
+    def draw_tokens(self, uniform: Callable[[], float]) -> tuple[Path, bytes]:
+        """One tokenization of the context, drawn by weight, its current token drawn to the end.
+
+        Evaluates nothing.
+
+        Args:
+            uniform: gives random numbers in [0, 1).
+
+        Returns:
+            Token ids, and what the last one adds to the context; nothing at the end of a token.
+
+        Raises:
+            Terminated: when the state is at EOS.
+        """
+        self._check_open()
+        if self._roots:
+            weights = np.array([weight for _, weight in self._roots])
+            return self._roots[_drawn(np.exp(weights - weights.max()), uniform())][0], b""
+        weight, nodes, start, _, pieces = self._candidates
+        which = _drawn(np.exp(weight - weight.max()), uniform())
+        trie, node = self.source.trie, nodes[which]
+        lo, hi = trie.lo[node], trie.hi[node]
+        # Probabilities alone: what ends the text was left out of the piece when it was made.
+        piece = pieces[start[which] : start[which] + hi - lo]
+        token = int(trie.order[lo + _drawn(piece, uniform())])
+        rest = self.source.vocab.token_bytes[token][trie.depth[node] :]
+        return (*self._paths[which], token), rest
+
     def prune(self) -> Self:
         """At most K candidates, those whose share is above the threshold, and always the best."""
         weight = self._candidates.weight
@@ -426,6 +459,31 @@ class ByteBeamState(StatefulByteLM):
         self._check_fits(len(ids) + len(tokens))
         anchor = (*self._anchor, *ids, *tokens)
         return type(self)(self.source, self.params, anchor, roots=[(anchor, self.logZ)])
+
+    async def sample(
+        self,
+        context: bytes | Iterable[int],
+        steps: int,
+        draw: Callable[[Chart], int] | None = None,
+        method: Method = "auto",
+    ) -> bytes:
+        """``context`` and bytes drawn after it, ``steps`` times; see ``StatefulByteLM.sample``.
+
+        Args:
+            context: bytes to prefill.
+            steps: how many bytes to draw at most.
+            draw: a ``Draw``, or any function from a Chart to one of its keys.
+            method: by tokens, by bytes, or ``"auto"``: by tokens wherever that is possible; see
+                ``bytelm.token_sampling``.
+
+        Raises:
+            MethodError: when ``"token"`` is wanted but not possible.
+        """
+        from bytelm.token_sampling import sample
+
+        begin = checked_bytes(context)
+        pieces = sample(await self.prefill(begin), steps, draw or Draw(), method=method)
+        return begin + b"".join([piece.data async for piece in pieces])
 
     # How it gets there.
 
@@ -614,6 +672,12 @@ async def gather(calls: Sequence[Awaitable[Row]]) -> list[Row]:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         raise
+
+
+def _drawn(shares: NDArray[np.floating], u: float) -> int:
+    """The index that ``u`` in [0, 1) falls on when all shares lie side by side."""
+    bounds = np.cumsum(shares, dtype=np.float64)
+    return int(bounds.searchsorted(u * bounds[-1], side="right"))
 
 
 def _ending(context: bytes) -> str:

@@ -42,6 +42,9 @@ class Draw:
             from the system.
         key: the stream's place among those of one seed; see ``spawn``.
 
+    Attributes:
+        is_seeded: whether the caller gave the seed, and so wants the same draws again.
+
     Raises:
         DrawError: when a value is outside its range.
     """
@@ -52,6 +55,7 @@ class Draw:
     min_p: float | None = None
     seed: int | None = None
     key: tuple[int, ...] = ()
+    is_seeded: bool = field(init=False, repr=False)
     _rng: np.random.Generator = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -63,6 +67,7 @@ class Draw:
             raise DrawError(f"top_p must be above 0 and at most 1, got {self.top_p}")
         if self.min_p is not None and not 0.0 <= self.min_p <= 1.0:
             raise DrawError(f"min_p must be in [0, 1], got {self.min_p}")
+        self.is_seeded = self.seed is not None
         if self.seed is None:
             self.seed = int(np.random.SeedSequence().generate_state(1, np.uint64)[0])
         if self.seed < 0 or any(place < 0 for place in self.key):
@@ -77,7 +82,9 @@ class Draw:
             key: numbers that tell the streams of one seed apart, such as (context, sample); the
                 same ones give the same stream.
         """
-        return replace(self, key=key)
+        spawned = replace(self, key=key)
+        spawned.is_seeded = self.is_seeded
+        return spawned
 
     def __call__(self, distribution: LazyByteProbs | Mapping[Any, float]) -> int:
         """A byte (0..255), or 257 for EOS.
@@ -89,7 +96,11 @@ class Draw:
             DrawError: when no byte nor EOS has probability.
         """
         bounds = self._weights(distribution).cumsum()
-        return int(bounds.searchsorted(self._rng.random() * bounds[-1], side="right"))
+        return int(bounds.searchsorted(self.uniform() * bounds[-1], side="right"))
+
+    def uniform(self) -> float:
+        """The stream's next number, in [0, 1)."""
+        return float(self._rng.random())
 
     def probs(self, distribution: LazyByteProbs | Mapping[Any, float]) -> NDArray[np.float64]:
         """The probabilities that symbols are drawn with: float64 ``[258]``, EOT's 0."""

@@ -10,6 +10,7 @@
     │   ├── EmptyBeam                    no tokenization continues with the byte that was given
     │   ├── Terminated                   a state after EOS cannot go on
     │   ├── DrawError                    parameters of a draw outside their range, nothing to draw
+    │   ├── MethodError                  an option that the wanted way of drawing cannot keep
     │   ├── Utf8Error                    no byte that is likely at all continues valid UTF-8
     │   ├── UnknownModel                 a model path or name that cannot be loaded
     │   └── ContextTooLong               more tokens than the model can take
@@ -49,6 +50,14 @@ class Terminated(InputError):
 
 class DrawError(InputError):
     """Parameters of a draw outside their range, or a distribution without any probability."""
+
+
+class MethodError(InputError):
+    """A text cannot be drawn by tokens; ``option`` names what stands against it."""
+
+    def __init__(self, message: str, option: str) -> None:
+        super().__init__(message)
+        self.option = option
 
 
 class Utf8Error(InputError):

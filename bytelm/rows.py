@@ -234,6 +234,19 @@ class RowSource:
         """Whether some EOS token has bytes, so that prefilling reads rows differently."""
         return bool(self._hidden.size)
 
+    @property
+    def eos_ids(self) -> list[int]:
+        """The ids that end the text."""
+        return [int(i) for i in self._eos_ids]
+
+    @property
+    def banned_ids(self) -> NDArray[np.int64]:
+        """The ids that get no probability: those that have no bytes and do not end the text."""
+        banned = np.ones(self.vocab.size, np.bool_)
+        banned[self.trie.order] = False
+        banned[self._eos_ids] = False
+        return np.flatnonzero(banned)
+
     def fits(self, length: int) -> bool:
         """Whether a context of ``length`` tokens can be evaluated."""
         return self.lm.max_context_tokens is None or length <= self.lm.max_context_tokens

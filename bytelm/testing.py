@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import math
-from collections.abc import Awaitable, Callable, Sequence
-from typing import TypeVar
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from typing import Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,9 +18,11 @@ from numpy.typing import NDArray
 from bytelm.byte_lm import StatefulByteLM
 from bytelm.errors import ContextTooLong
 from bytelm.logprobs import EOS, EOT
+from bytelm.token_lm import Chunk, Usage
 from bytelm.vocab import ByteVocab
 
 T = TypeVar("T")
+K = TypeVar("K")
 
 
 class StubLM:
@@ -48,6 +50,7 @@ class StubLM:
         self.vocab = vocab
         self.max_context_tokens = max_context_tokens
         self.evaluations = 0
+        self.tokens_generated = 0
         self._seed = seed
         self._spread = spread
         self._silent = list(silent)
@@ -78,6 +81,38 @@ class StubLM:
             raise ContextTooLong(f"{len(token_ids)} tokens are more than the {most} that fit")
         self.evaluations += 1
         return self.row(token_ids)
+
+    async def generate(
+        self,
+        token_ids: Sequence[int],
+        max_tokens: int,
+        *,
+        temperature: float = 1.0,
+        seed: int | None = None,
+        stop_token_ids: Sequence[int] = (),
+        banned_token_ids: Sequence[int] | NDArray[np.integer] = (),
+        usage: Usage | None = None,
+    ) -> AsyncGenerator[Chunk, None]:
+        """See ``GeneratingTokenLM``; one token in each chunk, counted in ``tokens_generated``."""
+        context, random = list(token_ids), np.random.default_rng(seed)
+        most = self.max_context_tokens
+        if most is not None and len(context) > most:
+            raise ContextTooLong(f"{len(context)} tokens are more than the {most} that fit")
+        reason: Literal["stop", "length"] | None = None
+        while reason is None:
+            await asyncio.sleep(0)
+            logits = self.row(context).astype(np.float64)
+            logits[np.asarray(banned_token_ids, np.int64)] = -np.inf
+            bounds = np.exp((logits - logits.max()) / max(temperature, 1e-5)).cumsum()
+            token = int(bounds.searchsorted(random.random() * bounds[-1], side="right"))
+            context.append(token)
+            self.tokens_generated += 1
+            made = len(context) - len(token_ids)
+            if token in stop_token_ids:
+                reason = "stop"
+            elif made == max_tokens or (most is not None and len(context) > most):
+                reason = "length"
+            yield Chunk((token,), reason)
 
 
 class BruteForce:
@@ -203,6 +238,36 @@ async def assert_reproducible(generate: Callable[[], Awaitable[bytes]], others: 
 def assert_prune_keeps_one(state: StatefulByteLM, size: Callable[[StatefulByteLM], int]) -> None:
     """Law 7: ``prune`` never empties a beam that had a candidate."""
     assert size(state) == 0 or size(state.prune()) > 0
+
+
+def assert_drawn_from(
+    counts: Mapping[K, int], probs: Mapping[K, float], limit: float = 4.0
+) -> None:
+    """Independent draws have a distribution: chi-squared, outcomes expected below 5 times pooled.
+
+    Args:
+        counts: how often each outcome was drawn.
+        probs: the probability of each; they sum to 1.
+        limit: how many standard deviations the statistic may lie above its mean, as the cube root
+            that makes it normal (Wilson and Hilferty 1931) has it.
+    """
+    impossible = [outcome for outcome in counts if not probs.get(outcome)]
+    assert not impossible, f"drawn, but without probability: {impossible[:5]}"
+    assert abs(sum(probs.values()) - 1.0) < 1e-6, f"sums to {sum(probs.values())}"
+    total = sum(counts.values())
+    cells = []
+    pooled, expected = 0, 0.0
+    for outcome, p in sorted(probs.items(), key=lambda item: item[1]):
+        pooled, expected = pooled + counts.get(outcome, 0), expected + p * total
+        if expected >= 5.0:
+            cells.append((pooled, expected))
+            pooled, expected = 0, 0.0
+    statistic = sum((have - want) ** 2 / want for have, want in cells)
+    free = len(cells) - 1
+    assert free > 0, "too few draws to tell anything"
+    spread = 2.0 / (9.0 * free)
+    z = ((statistic / free) ** (1 / 3) - 1.0 + spread) / math.sqrt(spread)
+    assert z < limit, f"chi-squared is {statistic:.1f} with {free} degrees of freedom, z = {z:.1f}"
 
 
 async def _as_task(call: Awaitable[T]) -> T:

@@ -5,9 +5,9 @@ This module must not know bytes beyond a vocabulary's spelling, and no particula
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,6 +67,53 @@ class MeteredTokenLM(AsyncTokenLM, Protocol):
 
     async def evaluate(self, token_ids: Sequence[int], usage: Usage) -> NDArray[np.float32]:
         """As ``next_token_logprobs``; what it takes is added to ``usage``."""
+        ...
+
+
+class Chunk(NamedTuple):
+    """Tokens that native generation yields together.
+
+    Attributes:
+        token_ids: the tokens.
+        finish_reason: None except in the last chunk: "stop" after a stop token, which is the last
+            id then, or "length" after ``max_tokens`` or at the model's limit.
+    """
+
+    token_ids: tuple[int, ...]
+    finish_reason: Literal["stop", "length"] | None
+
+
+@runtime_checkable
+class GeneratingTokenLM(AsyncTokenLM, Protocol):
+    """A token LM that can also sample tokens by itself, one evaluation for each."""
+
+    def generate(
+        self,
+        token_ids: Sequence[int],
+        max_tokens: int,
+        *,
+        temperature: float = 1.0,
+        seed: int | None = None,
+        stop_token_ids: Sequence[int] = (),
+        banned_token_ids: Sequence[int] | NDArray[np.integer] = (),
+        usage: Usage | None = None,
+    ) -> AsyncGenerator[Chunk, None]:
+        """Tokens after ``token_ids``, as they come; closing the generator ends the generation.
+
+        Args:
+            token_ids: the context.
+            max_tokens: how many tokens to sample at most, at least 1.
+            temperature: log-probabilities are divided by this; 0 takes the most likely token.
+            seed: in 0..2**63-1; the same one draws the same tokens, up to rounding; None draws
+                anew each time.
+            stop_token_ids: end after one of these. EOS is a token like any other unless it is here.
+            banned_token_ids: these are never sampled; the others share their probability.
+            usage: what it takes is added here.
+
+        Raises:
+            ContextTooLong: when ``token_ids`` has more than ``max_context_tokens`` ids.
+            EngineDead: when the model can no longer answer.
+        """
         ...
 
 

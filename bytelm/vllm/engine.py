@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from bytelm.errors import ContextTooLong, EngineDead, EngineError, EngineStartError, InputError
 from bytelm.settings import EngineSettings
-from bytelm.token_lm import Usage
+from bytelm.token_lm import Chunk, Usage
 from bytelm.vllm.slots import SlotPool
 from bytelm.vllm.start import Started, engine_cores, shut_down, start
 from bytelm.vllm.tail_index import TailCounts
@@ -33,19 +33,8 @@ if TYPE_CHECKING:
 Key = tuple[tuple[int, ...], str | None]
 
 DEATH_POLL_SECONDS = 0.2
+HIGHEST_TEMPERATURE = 2  # that vLLM takes
 DIED = "a process of the engine ended unexpectedly; start the server again"
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """Tokens that native generation yielded together.
-
-    ``finish_reason`` is None except in the last chunk: "stop" after a stop token, which is the
-    last id then, or "length" after ``max_tokens`` or at the model's limit.
-    """
-
-    token_ids: tuple[int, ...]
-    finish_reason: str | None
 
 
 @dataclass(frozen=True)
@@ -415,6 +404,8 @@ class VllmEngine:
         temperature: float = 1.0,
         seed: int | None = None,
         stop_token_ids: Sequence[int] = (),
+        banned_token_ids: Sequence[int] | NDArray[np.integer] = (),
+        usage: Usage | None = None,
         cache_salt: str | None = None,
     ) -> AsyncGenerator[Chunk, None]:
         """Sample tokens natively and yield them as they come; closing the iterator ends it.
@@ -422,9 +413,11 @@ class VllmEngine:
         Args:
             token_ids: the context, BOS included.
             max_tokens: how many tokens to sample at most.
-            temperature: 0 takes the most probable token each time.
+            temperature: 0 takes the most probable token each time; 2 at most.
             seed: the same seed on the same engine draws the same tokens, up to rounding.
             stop_token_ids: end after one of these. EOS is a token like any other unless it is here.
+            banned_token_ids: these are never sampled; the others share their probability.
+            usage: what it takes is added here.
             cache_salt: contexts share cached work only with those of the same salt.
 
         Raises:
@@ -436,14 +429,19 @@ class VllmEngine:
         from vllm.inputs import tokens_input
         from vllm.sampling_params import RequestOutputKind
 
+        from bytelm.vllm.capture import ban
+
         self._check_alive()
         ids = self._checked(token_ids)
         if max_tokens < 1:
             raise InputError(f"max_tokens is {max_tokens}: at least one token must be asked for")
-        if not 0 <= temperature < float("inf"):
-            raise InputError(f"temperature is {temperature}: give a finite number from 0 up")
+        if not 0 <= temperature <= HIGHEST_TEMPERATURE:
+            raise InputError(f"temperature is {temperature}: give one in 0..{HIGHEST_TEMPERATURE}")
         if seed is not None and not 0 <= seed < 1 << 63:
             raise InputError(f"seed is {seed}: give a number in 0..2**63-1")
+        banned = np.asarray(banned_token_ids, np.int64)
+        if len(banned) and not 0 <= banned.min() <= banned.max() < self.vocab.size:
+            raise InputError(f"a banned token id is outside 0..{self.vocab.size - 1}")
         params = SamplingParams(
             max_tokens=min(max_tokens, self.max_model_len),
             temperature=temperature,
@@ -452,11 +450,12 @@ class VllmEngine:
             stop_token_ids=list(stop_token_ids),
             detokenize=False,
             output_kind=RequestOutputKind.DELTA,
+            extra_args=ban(banned) if len(banned) else None,
             skip_clone=True,
         )
         prompt = tokens_input(list(ids), cache_salt=cache_salt)
         async with contextlib.aclosing(
-            self._requested(prompt, params, f"generate-{next(self._nonces)}", Usage())
+            self._requested(prompt, params, f"generate-{next(self._nonces)}", usage or Usage())
         ) as outputs:
             async for output in outputs:
                 part = output.outputs[0]

@@ -81,6 +81,7 @@ async def test_evaluations_beside_a_generation_are_right(engine, reference):
         ([], {}, InputError, "no tokens"),
         ([1], {"max_tokens": 0}, InputError, "max_tokens is 0"),
         ([1], {"temperature": -1.0}, InputError, "temperature is -1"),
+        ([1], {"temperature": 2.1}, InputError, "temperature is 2.1"),
         ([1], {"temperature": float("nan")}, InputError, "temperature is nan"),
         ([1], {"seed": -1}, InputError, "seed is -1"),
         ([1], {"seed": 1 << 64}, InputError, "seed is 18446744073709551616"),
