@@ -66,7 +66,8 @@ class SampleOptions(GreedyOptions, total=False):
         top_p: keep the fewest that together have this probability.
         min_p: keep those at least this times as probable as the best.
         seed: the same one draws the same bytes; None draws anew.
-        method: how to draw; ``"auto"`` chooses.
+        method: how to draw: by ``"byte"``; by ``"token"``, which is faster but takes no filters;
+            ``"auto"``: by token wherever that is possible.
         valid_utf8: draw only what continues valid UTF-8, and end on a whole character.
     """
 
@@ -75,7 +76,7 @@ class SampleOptions(GreedyOptions, total=False):
     top_p: float | None
     min_p: float | None
     seed: int | None
-    method: Literal["auto", "byte"]
+    method: Literal["auto", "token", "byte"]
     valid_utf8: bool
 
 

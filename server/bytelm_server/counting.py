@@ -4,12 +4,12 @@ Must not know bytes, nor what the call is.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bytelm.token_lm import AsyncTokenLM, MeteredTokenLM, Usage
+from bytelm.token_lm import AsyncTokenLM, Chunk, GeneratingTokenLM, MeteredTokenLM, Usage
 from bytelm.vocab import ByteVocab
 
 
@@ -36,3 +36,36 @@ class CountingLM:
             return await self.lm.evaluate(token_ids, self.usage)
         self.usage.evaluations += 1
         return await self.lm.next_token_logprobs(token_ids)
+
+
+class CountingGeneratingLM(CountingLM):
+    """The same for one that generates."""
+
+    lm: GeneratingTokenLM
+
+    def generate(
+        self,
+        token_ids: Sequence[int],
+        max_tokens: int,
+        *,
+        temperature: float = 1.0,
+        seed: int | None = None,
+        stop_token_ids: Sequence[int] = (),
+        banned_token_ids: Sequence[int] | NDArray[np.integer] = (),
+        usage: Usage | None = None,
+    ) -> AsyncGenerator[Chunk, None]:
+        """The other's tokens."""
+        return self.lm.generate(
+            token_ids,
+            max_tokens,
+            temperature=temperature,
+            seed=seed,
+            stop_token_ids=stop_token_ids,
+            banned_token_ids=banned_token_ids,
+            usage=self.usage if usage is None else usage,
+        )
+
+
+def counting(lm: AsyncTokenLM) -> CountingLM:
+    """``lm`` as one call uses it; it generates if ``lm`` does."""
+    return CountingGeneratingLM(lm) if isinstance(lm, GeneratingTokenLM) else CountingLM(lm)

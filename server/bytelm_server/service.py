@@ -4,7 +4,7 @@ Must not know HTTP; a route hands in a checked body and gets the answer's body b
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -13,18 +13,19 @@ from pydantic import ValidationError
 
 from bytelm.beam import BeamParams, ByteBeamState
 from bytelm.context import ChatTemplate, begin
-from bytelm.draws import Choose, Draw
-from bytelm.errors import BeamError, InputError
-from bytelm.generation import Generated, collect, generate
+from bytelm.draws import Draw
+from bytelm.errors import BeamError, InputError, MethodError
+from bytelm.generation import Generated, Piece, collect, generate
 from bytelm.logprobs import EOS, LazyByteProbs
 from bytelm.rows import RowSource
 from bytelm.score import Score, score, score_all
 from bytelm.settings import ServerSettings
 from bytelm.token_lm import AsyncTokenLM
+from bytelm.token_sampling import by_tokens, sample
 from bytelm.trie import TokenTrie
 from bytelm_server import answers, requests
 from bytelm_server.contexts import BytesIn, ContextIn
-from bytelm_server.counting import CountingLM
+from bytelm_server.counting import counting
 from bytelm_server.errors import FieldError, item_detail
 from bytelm_server.limits import Limits
 from bytelm_server.vocabulary import VocabBody
@@ -124,7 +125,15 @@ class ByteService:
         self.limits.check_generation(call.count, 1, call.steps)
 
         async def work(run: _Run, state: ByteBeamState, index: int) -> list[_Outcome]:
-            made = await run.generated(state, call, LazyByteProbs.argmax)
+            made = await run.generated(
+                generate(
+                    state,
+                    call.steps,
+                    LazyByteProbs.argmax,
+                    stop=call.stops,
+                    logprobs=call.logprobs,
+                )
+            )
             return [_Outcome(_continuation(made), len(made.data))]
 
         return await self._for_each_context(call, work)
@@ -133,26 +142,32 @@ class ByteService:
         """``n`` texts drawn after each context; the draws depend on the seed and the places."""
         self.limits.check_generation(call.count, call.n, call.steps)
         draw = Draw(call.temperature, call.top_k, call.top_p, call.min_p, call.seed)
+        how: dict[str, Any] = {"valid_utf8": call.valid_utf8, "logprobs": call.logprobs}
+        try:
+            tokens = by_tokens(call.method, self.lm, draw, **how)
+        except MethodError as error:
+            raise FieldError(str(error), error.option) from error
         is_only_one = call.context is not None and call.n == 1
 
         async def work(run: _Run, state: ByteBeamState, index: int) -> list[_Outcome]:
-            async def one(sample: int) -> _Outcome:
+            async def one(place: int) -> _Outcome:
+                own = draw.spawn(index, place)
                 try:
                     made = await run.generated(
-                        state, call, draw.spawn(index, sample), valid_utf8=call.valid_utf8
+                        sample(state, call.steps, own, method=call.method, stop=call.stops, **how)
                     )
                 except InputError as error:
                     if is_only_one:
                         raise
-                    return _failed(index, error, call.place(index), sample)
-                result = answers.Sample(index=index, sample=sample, **_continuation(made))
+                    return _failed(index, error, call.place(index), place)
+                result = answers.Sample(index=index, sample=place, **_continuation(made))
                 return _Outcome(result, len(made.data))
 
-            if call.n > 1 and not state.at_limit:
+            if call.n > 1 and not tokens and not state.at_limit:
                 # The samples begin with the same evaluations: made once, the state keeps them.
                 async with run.turn:
                     await state.logp_next()
-            return await concurrently(one(sample) for sample in range(call.n))
+            return await concurrently(one(place) for place in range(call.n))
 
         return await self._for_each_context(call, work, call.n)
 
@@ -229,7 +244,7 @@ class _Run:
     """
 
     def __init__(self, service: ByteService, params: BeamParams, prefill: str) -> None:
-        self.lm = CountingLM(service.lm)
+        self.lm = counting(service.lm)
         self.turn = asyncio.Semaphore(service.settings.concurrency)
         self.bytes_in = 0
         self._service = service
@@ -245,26 +260,10 @@ class _Run:
             await self._service.limits.check_context(context, vocab, self.lm.max_context_tokens)
             return await begin(self.lm, self._params, context, mode=self._prefill)
 
-    async def generated(
-        self,
-        state: ByteBeamState,
-        call: requests.GreedyCall,
-        choose: Choose,
-        *,
-        valid_utf8: bool = False,
-    ) -> Generated[ByteBeamState]:
+    async def generated(self, pieces: AsyncIterator[Piece[Any]]) -> Generated[Any]:
         """A continuation of a state."""
         async with self.turn:
-            return await collect(
-                generate(
-                    state,
-                    call.steps,
-                    choose,
-                    stop=call.stops,
-                    valid_utf8=valid_utf8,
-                    logprobs=call.logprobs,
-                )
-            )
+            return await collect(pieces)
 
     async def scored(self, state: ByteBeamState, text: bytes, eos: bool) -> Score | InputError:
         """The score of one continuation, or what is wrong with it."""
@@ -296,7 +295,7 @@ def _failed(
     return _Outcome(result)
 
 
-def _continuation(made: Generated[ByteBeamState]) -> answers.Continuation:
+def _continuation(made: Generated[Any]) -> answers.Continuation:
     return answers.Continuation(
         bytes=answers.bytes_out(made.data),
         logprob=made.logprob,

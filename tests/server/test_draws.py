@@ -10,6 +10,7 @@ import pytest
 from bytelm.draws import Draw
 from bytelm.generation import collect, generate
 from bytelm.logprobs import LazyByteProbs
+from bytelm.token_sampling import sample_tokens
 
 
 def data(result: Any) -> bytes:
@@ -71,7 +72,7 @@ async def test_more_samples_do_not_change_the_first(results: Any) -> None:
 
 def test_samples_share_the_state_that_they_begin_with(http: httpx.Client) -> None:
     def evaluations(n: int) -> int:
-        body = {"context": "the thing he told the ant", "steps": 1, "n": n}
+        body = {"context": "the thing he told the ant", "steps": 1, "n": n, "method": "byte"}
         return int(http.post("/v1/sample", json=body).json()["usage"]["evaluations"])
 
     # One step needs the distribution, and no more than that is evaluated for it.
@@ -79,11 +80,40 @@ def test_samples_share_the_state_that_they_begin_with(http: httpx.Client) -> Non
     assert evaluations(1) == evaluations(9) == before["usage"]["evaluations"]
 
 
-def test_byte_and_auto_are_the_same_method(results: Any) -> None:
-    body = {"context": "hello", "steps": 20, "seed": 8}
+async def test_tokens_are_drawn_wherever_that_is_possible(results: Any, begun: Any) -> None:
+    body = {"context": "hello", "steps": 20, "seed": 8, "n": 3, "stop": "a"}
     usual = results("/v1/sample", **body)
-    assert results("/v1/sample", **body, method="byte") == usual
     assert results("/v1/sample", **body, method="auto") == usual
+    assert results("/v1/sample", **body, method="token") == usual
+    assert results("/v1/sample", **body, method="byte") != usual
+    for sample, result in enumerate(usual):
+        draw = Draw(seed=8).spawn(0, sample)
+        made = await collect(sample_tokens(await begun(b"hello"), 20, draw, stop=b"a"))
+        assert (data(result), result["finish_reason"]) == (made.data, made.finish_reason)
+
+
+NOT_BY_TOKENS: list[dict[str, Any]] = [
+    *FILTERS,
+    {"logprobs": True},
+    {"valid_utf8": True},
+]
+
+
+@pytest.mark.parametrize("options", NOT_BY_TOKENS, ids=json.dumps)
+def test_bytes_are_drawn_where_tokens_cannot_be(results: Any, options: dict[str, Any]) -> None:
+    body = {"context": "hello", "steps": 20, "seed": 8, **options}
+    by_bytes = results("/v1/sample", **body, method="byte")
+    assert results("/v1/sample", **body) == by_bytes
+
+
+@pytest.mark.parametrize("options", NOT_BY_TOKENS, ids=json.dumps)
+def test_what_tokens_cannot_keep_is_named(http: httpx.Client, options: dict[str, Any]) -> None:
+    body = {"context": "hello", "steps": 20, "method": "token", **options}
+    answer = http.post("/v1/sample", json=body)
+    assert answer.status_code == 400
+    error = answer.json()["error"]
+    assert error["param"] == next(iter(options))
+    assert 'method "token"' in error["message"]
 
 
 def test_logprob_is_null_unless_asked_for(results: Any) -> None:

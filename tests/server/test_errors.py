@@ -105,7 +105,7 @@ WRONG_TO_SAMPLE = [
     ({"n": 51}, "limit_exceeded", "n"),
     ({"n": 50, "steps": 31}, "limit_exceeded", "steps"),
     ({"context": None, "contexts": ["a", "b"], "n": 26}, "limit_exceeded", "n"),
-    ({"method": "token"}, "not_supported", "method"),
+    ({"method": "token", "top_k": 5}, "invalid_value", "top_k"),
     ({"method": "letter"}, "invalid_value", "method"),
     ({"valid_utf8": 1}, "invalid_value", "valid_utf8"),
     ({"valid_utf8": True, "stop": {"base64": "qQ=="}}, "invalid_value", None),

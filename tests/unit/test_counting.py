@@ -6,9 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bytelm.testing import StubLM
-from bytelm.token_lm import Usage
+from bytelm.token_lm import GeneratingTokenLM, Usage
 from bytelm.vocab import ByteVocab
-from bytelm_server.counting import CountingLM
+from bytelm_server.counting import CountingLM, counting
 
 VOCAB = ByteVocab.from_bytes([b"a", b"b", b""], eos_token_ids=[2])
 
@@ -40,3 +40,37 @@ async def test_tokens_are_counted_where_the_model_says_them() -> None:
     assert lm.knows_tokens
     assert lm.usage == Usage(evaluations=2, tokens_computed=3, tokens_cached=4)
     assert np.array_equal(row, StubLM(VOCAB).row([0, 1, 0]))
+
+
+class EvaluatingLM:
+    """A token LM that does not generate."""
+
+    vocab = VOCAB
+    max_context_tokens: int | None = None
+
+    async def next_token_logprobs(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
+        return StubLM(VOCAB).row(token_ids)
+
+
+async def test_it_generates_what_the_model_generates() -> None:
+    lm = counting(StubLM(VOCAB))
+    assert isinstance(lm, GeneratingTokenLM)
+    want = [chunk async for chunk in StubLM(VOCAB).generate([0], 9, seed=1, stop_token_ids=[2])]
+    assert [c async for c in lm.generate([0], 9, seed=1, stop_token_ids=[2])] == want
+
+
+def test_it_generates_only_if_the_model_does() -> None:
+    assert not isinstance(counting(EvaluatingLM()), GeneratingTokenLM)
+
+
+async def test_what_a_generation_takes_is_counted() -> None:
+    class MeteredGeneratingLM(MeteredLM):
+        async def generate(self, token_ids, max_tokens, *, usage=None, **options):
+            async for chunk in super().generate(token_ids, max_tokens, **options):
+                usage.tokens_computed += 1
+                yield chunk
+
+    lm = counting(MeteredGeneratingLM(VOCAB))
+    assert isinstance(lm, GeneratingTokenLM)
+    tokens = [chunk async for chunk in lm.generate([0], 7)]
+    assert lm.usage.tokens_computed == len(tokens) == 7

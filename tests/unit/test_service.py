@@ -44,7 +44,8 @@ async def test_samples_of_one_context_count_as_texts() -> None:
     lm = BusyLM()
     service = ByteService(lm, ServerSettings(concurrency=4))
     beam = {"K": 1, "prune_threshold": 0.9}
-    call = SampleCall.model_validate({"context": "", "n": 20, "steps": 5, "beam": beam})
+    body = {"context": "", "n": 20, "steps": 5, "beam": beam, "method": "byte"}
+    call = SampleCall.model_validate(body)
     assert len((await service.sample(call))["results"]) == 20
     assert lm.most == 4
 
