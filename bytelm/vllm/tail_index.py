@@ -12,16 +12,15 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Hashable, Iterable
-from dataclasses import astuple, dataclass
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 Tokens = tuple[int, ...]
 
 REPORT = "bytelm_tails"
 
 
-@dataclass(frozen=True)
-class TailCounts:
+class TailCounts(NamedTuple):
     """What the tails did since the start.
 
     Attributes:
@@ -39,11 +38,11 @@ class TailCounts:
     @classmethod
     def sum(cls, counts: Iterable[TailCounts]) -> TailCounts:
         """The counts of several engine cores together."""
-        return cls(*map(sum, zip(*map(astuple, counts), strict=True)))
+        return cls(*map(sum, zip(*counts, strict=True)))
 
     def report(self, core: int) -> dict[str, list[int]]:
         """What a request's last output carries: an engine core's number and counts."""
-        return {REPORT: [core, *astuple(self)]}
+        return {REPORT: [core, *self]}
 
     @classmethod
     def reported(cls, params: dict[str, Any]) -> tuple[int, TailCounts]:

@@ -15,9 +15,9 @@ There is no memory besides vLLM's own pool of blocks. Whose a block is:
     vLLM hands it out    ──→   vLLM has removed the mark, by which the loss is noticed; or it resets
                                the prefix cache, and all marks are gone
 
-Nothing is pinned between matching and copying: if a step hands the source out after it was matched,
-the worker still copies before that step writes anything, and reads all sources of a step before it
-writes any copy.
+Nothing is pinned between matching and copying: if a step hands a source out after it was matched,
+the worker still copies before that step computes anything, and makes its copies in the order in
+which they were matched, so that a block is read before it is written to.
 
 The scheduler's side decides and the worker's side copies, each in an object and most often a
 process of its own. This module must not know about bytes or about slots.
@@ -25,7 +25,7 @@ process of its own. This module must not know about bytes or about slots.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from vllm.config import KVTransferConfig
@@ -43,8 +43,8 @@ from vllm.v1.core.kv_cache_utils import (
 )
 from vllm.v1.kv_cache_interface import FullAttentionSpec, MLAAttentionSpec, UniformTypeKVCacheSpecs
 from vllm.v1.request import RequestStatus
-from vllm.v1.worker.utils import copy_kv_cache_blocks_inplace
 
+from bytelm.vllm.block_copies import copy_at_once, copy_in_turn, stacked
 from bytelm.vllm.tail_index import Tail, TailCounts, TailIndex
 
 if TYPE_CHECKING:
@@ -161,7 +161,7 @@ class TailConnector(KVConnectorBase_V1, SupportsHMA):
         self._index = TailIndex()
         self._admissions: dict[str, _Admission] = {}
         self._copies = Copies()
-        self._counts = TailCounts()
+        self._hits = self._misses = self._tokens = 0
         self._marks = 0
         # A worker's
         self._caches: list[torch.Tensor] = []
@@ -202,18 +202,17 @@ class TailConnector(KVConnectorBase_V1, SupportsHMA):
     ) -> None:
         """Have the tail copied, now that the request has a block to copy it into."""
         admission = self._admissions[request.request_id]
-        counts = self._counts
         if num_external_tokens > 0 and admission.tail is not None:
             source = admission.tail.block
             target = blocks.get_block_ids()[0][admission.first]
-            self._copies.pairs.append((source.block_id, target))
+            if source.block_id != target:
+                self._copies.pairs.append((source.block_id, target))
             if admission.tail.is_intact:
                 self._requeue(source)
-            self._counts = replace(
-                counts, hits=counts.hits + 1, tokens=counts.tokens + num_external_tokens
-            )
+            self._hits += 1
+            self._tokens += num_external_tokens
         elif admission.missed:
-            self._counts = replace(counts, misses=counts.misses + 1)
+            self._misses += 1
         admission.tail = None
 
     def build_connector_meta(self, scheduler_output: SchedulerOutput) -> KVConnectorMetadata:
@@ -233,7 +232,7 @@ class TailConnector(KVConnectorBase_V1, SupportsHMA):
             return False, None
         if admission is not None and _is_text(request):
             self._keep(request, admission.first, block_ids[0])
-        counts = replace(self._counts, evictions=self._index.lost)
+        counts = TailCounts(self._hits, self._misses, self._tokens, self._index.lost)
         return False, counts.report(self._vllm_config.parallel_config.data_parallel_index)
 
     def request_finished(
@@ -286,13 +285,15 @@ class TailConnector(KVConnectorBase_V1, SupportsHMA):
 
     def register_kv_caches(self, kv_caches: dict[str, torch.Tensor]) -> None:
         """Take note of the layers' caches; a tensor-parallel rank has its shard of each."""
-        self._caches = list(kv_caches.values())
+        self._caches = stacked(list(kv_caches.values()), self._num_blocks)
 
     def start_load_kv(self, forward_context: ForwardContext, **kwargs: Any) -> None:
         """Copy this step's tails, on the device's current stream."""
         copies = self._get_connector_metadata()
         assert isinstance(copies, Copies)
-        copy_kv_cache_blocks_inplace(self._caches, self._num_blocks, copies.pairs)
+        if copies.pairs:
+            for cache in self._caches:
+                (copy_in_turn if cache.is_cpu else copy_at_once)(cache, copies.pairs)
 
     def wait_for_layer_load(self, layer_name: str) -> None:
         """Nothing to wait for: copies precede the forward pass on its own stream."""

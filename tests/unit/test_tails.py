@@ -32,8 +32,14 @@ from vllm.v1.structured_output import StructuredOutputManager
 
 from bytelm.settings import EngineSettings
 from bytelm.vllm import start
+from bytelm.vllm.block_copies import copy_at_once, copy_in_turn, stacked
 from bytelm.vllm.tail_index import TailCounts
-from bytelm.vllm.tails import TailConnector, cache_obstacle, obstacle, transfer_config
+from bytelm.vllm.tails import (
+    TailConnector,
+    cache_obstacle,
+    obstacle,
+    transfer_config,
+)
 
 BLOCK = 4
 
@@ -116,7 +122,7 @@ class Engine:
         self.connector = self.scheduler.connector
         self.workers = []
         for rank in range(2):
-            # Blocks are split for the kernel, and layers lie behind one another in one buffer.
+            # Blocks are split in two for the kernel.
             buffer = torch.zeros(layers, num_blocks * 2, 1, BLOCK // 2, 1, dtype=torch.int64)
             worker = TailConnector(self.config, KVConnectorRole.WORKER, cache)
             worker.register_kv_caches({f"layer{n}": buffer[n] for n in range(layers)})
@@ -408,6 +414,37 @@ def test_counts_go_out_with_the_last_output(engine):
     engine.run([1, 2, 0, 1, 2, 1, 0])
     engine.run([5, 2, 0])
     assert engine.counts == TailCounts(hits=1, misses=2, tokens=2, evictions=0)
+
+
+# Copies
+
+
+def memory_of(kind: str) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Memory, and the caches in it: three layers of five blocks, each in two parts."""
+    memory = torch.arange(4 * 10 * 6)
+    if kind == "layer by layer":
+        return memory, list(memory.view(4, 10, 2, 3)[:3])
+    if kind == "block by block":
+        return memory, list(memory.view(10, 4, 2, 3).unbind(1)[:3])
+    layers = memory.view(4, 10, 2, 3)
+    return memory, [layers[3], layers[0], layers[1], layers[0]]  # two share their KV
+
+
+@pytest.mark.parametrize(
+    ("kind", "views"), [("layer by layer", 1), ("block by block", 1), ("uneven", 3)]
+)
+@pytest.mark.parametrize("copy", [copy_in_turn, copy_at_once])
+def test_blocks_are_copied_in_all_layers(kind, views, copy):
+    memory, caches = memory_of(kind)
+    found = stacked(caches, 5)
+    assert len(found) == views
+    for view in found:
+        copy(view, [(1, 2), (4, 1)])
+    expected, caches = memory_of(kind)
+    for layer in caches[:3]:
+        layer[4:6] = layer[2:4].clone()
+        layer[2:4] = layer[8:10].clone()
+    assert torch.equal(memory, expected)
 
 
 # Everything at once
