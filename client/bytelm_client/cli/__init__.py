@@ -1,0 +1,46 @@
+"""The command line, ``bytelm``: one module for each group of commands.
+
+Exit codes: 0 when all went well, 1 when the model or its engine failed, 2 when the command, a
+setting, a model's name or the address was wrong, 130 after Ctrl-C.
+
+The server, the engine and numpy are imported inside the commands that need them.
+"""
+
+from collections.abc import Sequence
+from importlib.metadata import version as installed_version
+from typing import Annotated
+
+import typer
+
+from bytelm_client.cli.serve import serve
+
+app = typer.Typer(
+    help="Byte-level language models out of token-level ones.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(serve)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"bytelm {installed_version('bytelm')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _bytelm(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True),
+    ] = False,
+) -> None:
+    pass
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line with the process's arguments, or others."""
+    app(arguments, prog_name="bytelm")

@@ -1,0 +1,77 @@
+"""Settings as flags of a command.
+
+Must not know which commands there are.
+"""
+
+import inspect
+import types
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
+
+import typer
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings
+
+from bytelm.errors import InputError
+
+Settings = TypeVar("Settings", bound=BaseSettings)
+
+
+def _flag(name: str, field: FieldInfo, settings: type[BaseSettings]) -> inspect.Parameter:
+    """A setting as a flag, whose absence leaves it to the environment."""
+    kind: Any = field.annotation
+    if isinstance(kind, types.UnionType):
+        kinds = [k for k in get_args(kind) if k is not type(None)]
+        metavar = f"{kinds[0].__name__}|none"
+        kind = str
+    elif get_origin(kind) is Literal:
+        metavar = "|".join(get_args(kind))
+        kind = str
+    else:
+        metavar = None
+    variable = f"{settings.model_config['env_prefix']}{name.upper()}"
+    default = "none" if field.default is None else str(field.default).lower()
+    help_text = f"{field.description} [{variable}; default: {default}]"
+    option = typer.Option(
+        f"--{name.replace('_', '-')}", help=help_text, metavar=metavar, show_default=False
+    )
+    return inspect.Parameter(
+        name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=None,
+        annotation=Annotated[kind | None, option],
+    )
+
+
+def with_flags(*kinds: type[BaseSettings]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Give a command a flag for every field of the settings; they arrive as keywords."""
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        own = inspect.signature(command)
+        parameters = [p for p in own.parameters.values() if p.kind is not p.VAR_KEYWORD]
+        for kind in kinds:
+            parameters += [_flag(name, f, kind) for name, f in kind.model_fields.items()]
+        command.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
+        return command
+
+    return decorate
+
+
+def read_settings(kind: type[Settings], given: dict[str, Any]) -> Settings:
+    """Settings from flags, where they are given, and the environment.
+
+    Raises:
+        InputError: one line about the first one that is wrong.
+    """
+    values = {
+        name: None if value == "none" else value
+        for name, value in given.items()
+        if name in kind.model_fields and value is not None
+    }
+    try:
+        return kind(**values)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name = str(first["loc"][0])
+        raise InputError(f"--{name.replace('_', '-')}: {first['msg']}") from None

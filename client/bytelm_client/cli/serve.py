@@ -1,0 +1,94 @@
+"""``bytelm serve``: a model over HTTP.
+
+The server and the engine are imported inside the command.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from bytelm.settings import EngineSettings, ServerSettings
+from bytelm_client.cli.console import Progress, one_line_errors
+from bytelm_client.cli.flags import read_settings, with_flags
+
+if TYPE_CHECKING:
+    from bytelm.token_lm import AsyncTokenLM
+    from bytelm_server.service import ByteService
+
+
+@with_flags(ServerSettings, EngineSettings)
+def serve(
+    *,
+    model: Annotated[
+        str,
+        typer.Option(help="A model's folder or Hugging Face name; default: a small one."),
+    ] = "default",
+    **flags: Any,
+) -> None:
+    """Serve a model over HTTP, until Ctrl-C.
+
+    The flags can also be given as environment variables, named in brackets.
+    """
+    with one_line_errors():
+        server_settings = read_settings(ServerSettings, flags)
+        name = server_settings.served_model_name or _short_name(model)
+        server_settings = server_settings.model_copy(update={"served_model_name": name})
+        engine_settings = read_settings(EngineSettings, flags)
+        # What can go wrong at once goes wrong before the slow steps.
+        from bytelm_server.process import listen, url_of
+        from bytelm_server.process import serve as serve_until_signal
+
+        sock = listen(server_settings)
+        url = url_of(sock)
+        progress = Progress()
+
+        @asynccontextmanager
+        async def open_lm() -> "AsyncIterator[AsyncTokenLM]":
+            from bytelm.models import resolve
+            from bytelm.vllm.engine import VllmEngine
+
+            folder = await asyncio.to_thread(resolve, model, progress=progress)
+            progress("starting the engine (about 40 seconds on CPU)")
+            engine = await VllmEngine.start(folder, engine_settings)
+            try:
+                yield engine
+            finally:
+                progress("stopping the engine")
+                await engine.close()
+
+        def on_ready(service: "ByteService") -> None:
+            progress.done()
+            print(_ready(name, url), flush=True)
+
+        try:
+            code = serve_until_signal(open_lm, server_settings, sock, on_ready)
+        finally:
+            progress.done()
+    raise typer.Exit(code)
+
+
+def _short_name(model: str) -> str:
+    """A model's name without where it is on this machine."""
+    from bytelm.models import DEFAULT, DEFAULT_NAME
+
+    if model in ("", DEFAULT):
+        return DEFAULT_NAME
+    path = Path(model).expanduser()
+    return path.resolve().name if path.is_dir() else model
+
+
+def _ready(model: str, url: str) -> str:
+    return f"""\
+Serving {model} at {url}
+
+Try it in another terminal:
+  curl {url}/v1/greedy -H 'content-type: application/json' \
+-d '{{"context": "An apple a day keeps the ", "steps": 12}}'
+
+All calls, to try in a browser: {url}/docs
+Ctrl-C stops the server.
+"""
