@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from bytelm.byte_lm import StatefulByteLM
     from bytelm.context import Context, begin
     from bytelm.draws import Draw
+    from bytelm.ensemble import Ensemble
     from bytelm.generation import collect, generate
     from bytelm.logprobs import EOS, Chart, LazyByteProbs
     from bytelm.token_lm import StatefulTokenizedLM
@@ -25,6 +26,7 @@ __all__ = [
     "Chart",
     "Context",
     "Draw",
+    "Ensemble",
     "LazyByteProbs",
     "StatefulByteLM",
     "StatefulTokenizedLM",
@@ -41,6 +43,7 @@ _HOME_OF = {
     "Chart": "bytelm.logprobs",
     "Context": "bytelm.context",
     "Draw": "bytelm.draws",
+    "Ensemble": "bytelm.ensemble",
     "LazyByteProbs": "bytelm.logprobs",
     "StatefulByteLM": "bytelm.byte_lm",
     "StatefulTokenizedLM": "bytelm.token_lm",

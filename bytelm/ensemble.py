@@ -1,0 +1,277 @@
+"""Ensembles: several byte LMs as one, whatever their tokenizers.
+
+Bytes are the alphabet that all models share, so that distributions over the next byte can be mixed
+and multiplied where those over tokens cannot. With weights w that sum to 1, models p, a text x and
+a next symbol s, which is a byte or EOS:
+
+===========  =====================================  ================================================
+mode         next symbol                            what it is
+===========  =====================================  ================================================
+"mixture"    Σ w(i) p(i, xs) / Σ w(i) p(i, x)       a mixture of whole texts: weights follow
+                                                    the likelihood of what was read
+"pool"       Σ w(i) p(i, s | x)                     a mixture of each next symbol, weights fixed
+"product"    Π p(i, s | x)^w(i), normalised         the weighted geometric mean: what all allow
+===========  =====================================  ================================================
+
+This module must not know tokens, tries, beams or HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Iterable, Sequence
+from typing import Literal, Self, TypeVar, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bytelm.byte_lm import StatefulByteLM
+from bytelm.errors import EmptyBeam, InputError, Terminated
+from bytelm.logprobs import EOS, SIZE, LazyByteProbs, check_symbol, checked_bytes
+
+T = TypeVar("T")
+
+Mode = Literal["mixture", "pool", "product"]
+"""How the models' distributions become one; see this module."""
+
+
+class Ensemble(StatefulByteLM):
+    """Several byte LMs as one.
+
+    >>> both = Ensemble([await one.prefill(b"Q: "), await other.prefill(b"# ")])  # doctest: +SKIP
+
+    What the models have read before is theirs: a prompt of one's own for each. All of them read
+    what the ensemble reads. In a mixture, a model that gives a byte no probability is out from
+    there on; in a pool, one that cannot go on with it is. If no model of a mixture gives it any,
+    those that can go on all the same (by healing) keep their weights.
+
+    Args:
+        states: a state of each model, the same as often as one likes.
+        weights: of each, positive; they are made to sum to 1. None for equal ones.
+        mode: how distributions become one.
+
+    Attributes:
+        states: the models' states; None for one that is out.
+        log_weights: float64 ``[models]``. In a mixture, log(weight) + log-probability of what the
+            ensemble has read; else log(weight). -inf for a model that is out.
+        mode: how distributions become one.
+
+    Raises:
+        InputError: when there is no state, or a weight is missing or not positive.
+    """
+
+    states: Sequence[StatefulByteLM | None]
+
+    def __init__(
+        self,
+        states: Sequence[StatefulByteLM],
+        weights: Sequence[float] | None = None,
+        mode: Mode = "mixture",
+    ) -> None:
+        if not states:
+            raise InputError("an ensemble needs at least one model")
+        if mode not in get_args(Mode):
+            raise InputError(f'mode is "mixture", "pool" or "product", got {mode!r}')
+        shares = np.ones(len(states)) if weights is None else np.array(weights, np.float64)
+        if shares.shape != (len(states),):
+            raise InputError(f"there are {len(states)} models, but {shares.size} weights")
+        if not (np.isfinite(shares) & (shares > 0.0)).all():
+            raise InputError(f"weights must be positive and finite, got {list(shares)}")
+        self._set(states, np.log(shares / shares.sum()), mode, b"", False)
+
+    def _set(
+        self,
+        states: Sequence[StatefulByteLM | None],
+        log_weights: NDArray[np.float64],
+        mode: Mode,
+        context: bytes,
+        terminated: bool,
+    ) -> None:
+        self.states = tuple(states)
+        self.log_weights = log_weights
+        self.mode = mode
+        self.terminated = terminated
+        self._context = context
+        self._next = self._unpruned = _Distributions(self.states)
+
+    def _with(
+        self,
+        states: Sequence[StatefulByteLM | None],
+        log_weights: NDArray[np.float64],
+        added: bytes = b"",
+        terminated: bool = False,
+    ) -> Self:
+        new = object.__new__(type(self))
+        new._set(states, log_weights, self.mode, self._context + added, terminated)
+        return new
+
+    @property
+    def context(self) -> bytes:
+        """The bytes that the ensemble has consumed; what its models had before does not count."""
+        return self._context
+
+    @property
+    def at_limit(self) -> bool:
+        """Whether the context fills one of the models."""
+        return any(state.at_limit for state in self.states if state is not None)
+
+    async def logp_next(self) -> LazyByteProbs:
+        """The distribution over the next byte or EOS; all models are asked at once.
+
+        Raises:
+            Terminated: when the state is at EOS.
+            EmptyBeam: when no symbol has probability in all models of a product.
+        """
+        self._check_open()
+        logps, weights = await self._next.get(), self.log_weights
+        if self.mode == "product":
+            total = (np.exp(weights)[:, None] * logps).sum(axis=0)
+        else:
+            total = _log_sum_exp(weights[:, None] + logps)
+        if not total.max() > -np.inf:
+            raise EmptyBeam("the models agree on no next byte: use a pool or a mixture")
+        return LazyByteProbs(total - _log_sum_exp(total[:, None]))
+
+    async def __lshift__(self, b: int) -> Self:
+        b = check_symbol(b)
+        self._check_open()
+        weights = self.log_weights
+        if self.mode == "mixture":
+            follow = weights + (await self._unpruned.get())[:, b]
+            if follow.max() > -np.inf:
+                weights = follow
+        moved = await _gather(
+            _moved(state, b) if state is not None and weight > -np.inf else _nothing()
+            for state, weight in zip(self.states, weights, strict=True)
+        )
+        return self._moved(moved, weights, b"" if b == EOS else bytes([b]), b == EOS)
+
+    def prune(self) -> Self:
+        """The ensemble of the pruned states.
+
+        The weights of a mixture follow the distributions before: those that a walk has read.
+        """
+        states = [None if state is None else state.prune() for state in self.states]
+        pruned = self._with(states, self.log_weights, terminated=self.terminated)
+        pruned._unpruned = self._unpruned
+        return pruned
+
+    async def prefill(self, bs: bytes | Iterable[int]) -> Self:
+        """The state after bytes that are known in advance.
+
+        A mixture walks, for its weights follow their likelihood; let the models prefill what is not
+        to count. In the other modes the models prefill, each in its own way.
+
+        Raises:
+            ByteError: when one of them is not in 0..255.
+            EmptyBeam: when no model can go on with them.
+        """
+        added = checked_bytes(bs)
+        self._check_open()
+        if not added:
+            return self
+        if self.mode == "mixture":
+            state = self
+            for b in added:
+                state = await (state.prune() << b)
+            return state
+        filled = await _gather(
+            _nothing() if state is None else _prefilled(state, added) for state in self.states
+        )
+        return self._moved(filled, self.log_weights, added)
+
+    async def cleanup(self) -> None:
+        """Releases what the models' states hold."""
+        await _gather(state.cleanup() for state in self.states if state is not None)
+
+    def _moved(
+        self,
+        moved: Sequence[StatefulByteLM | EmptyBeam | None],
+        weights: NDArray[np.float64],
+        added: bytes,
+        terminated: bool = False,
+    ) -> Self:
+        """The ensemble of the models that could go on, the others' weights gone."""
+        failed = [outcome for outcome in moved if isinstance(outcome, EmptyBeam)]
+        states = [None if isinstance(outcome, EmptyBeam) else outcome for outcome in moved]
+        if failed and (self.mode == "product" or not any(states)):
+            raise failed[0]
+        out = [state is None for state in states]
+        weights = np.where(out, -np.inf, weights)
+        if self.mode == "pool":
+            weights = weights - _log_sum_exp(weights[:, None])
+        return self._with(states, weights, added, terminated)
+
+    def _check_open(self) -> None:
+        if self.terminated:
+            raise Terminated(f"the text ended (EOS) after {self._context[-24:]!r}")
+
+    def __repr__(self) -> str:
+        shares = np.exp(self.log_weights - _log_sum_exp(self.log_weights[:, None]))
+        lines = [f"{self.mode} of {len(self.states)} models after {self._context!r}"]
+        lines += [
+            f"({share:.4f}) {'out' if state is None else type(state).__name__}"
+            for share, state in zip(shares, self.states, strict=True)
+        ]
+        return "\n".join(lines) + "\n"
+
+
+class _Distributions:
+    """What some states say of the next symbol, asked once, when it is wanted first."""
+
+    def __init__(self, states: Sequence[StatefulByteLM | None]) -> None:
+        self._states = states
+        self._logps: NDArray[np.float64] | None = None
+
+    async def get(self) -> NDArray[np.float64]:
+        """Float64 ``[models, 258]``; -inf of a model that is out."""
+        if self._logps is None:
+            logps = np.full((len(self._states), SIZE), -np.inf)
+            asked = [i for i, state in enumerate(self._states) if state is not None]
+            told = await _gather(self._ask(i) for i in asked)
+            logps[asked] = told
+            self._logps = logps
+        return self._logps
+
+    async def _ask(self, i: int) -> NDArray[np.float64]:
+        state = self._states[i]
+        assert state is not None
+        return (await state.logp_next()).ps
+
+
+async def _moved(state: StatefulByteLM, b: int) -> StatefulByteLM | EmptyBeam:
+    try:
+        return await (state << b)
+    except EmptyBeam as error:
+        return error
+
+
+async def _prefilled(state: StatefulByteLM, bs: bytes) -> StatefulByteLM | EmptyBeam:
+    try:
+        return await state.prefill(bs)
+    except EmptyBeam as error:
+        return error
+
+
+async def _nothing() -> None:
+    return None
+
+
+async def _gather(calls: Iterable[Awaitable[T]]) -> list[T]:
+    """The results of all calls, run concurrently; if one fails or is cancelled, all end."""
+    tasks = [asyncio.ensure_future(call) for call in calls]
+    try:
+        return await asyncio.gather(*tasks)
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise
+
+
+def _log_sum_exp(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Over the first axis: float64 of the others; -inf where all are."""
+    top = values.max(axis=0)
+    shift = np.where(top > -np.inf, top, 0.0)
+    with np.errstate(divide="ignore"):
+        return shift + np.log(np.exp(values - shift).sum(axis=0))
