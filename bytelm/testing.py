@@ -92,6 +92,7 @@ class StubLM:
         stop_token_ids: Sequence[int] = (),
         banned_token_ids: Sequence[int] | NDArray[np.integer] = (),
         usage: Usage | None = None,
+        cache_salt: str | None = None,
     ) -> AsyncGenerator[Chunk, None]:
         """See ``GeneratingTokenLM``; one token in each chunk, counted in ``tokens_generated``."""
         context, random = list(token_ids), np.random.default_rng(seed)

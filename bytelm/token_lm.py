@@ -63,10 +63,15 @@ class Usage:
 
 @runtime_checkable
 class MeteredTokenLM(AsyncTokenLM, Protocol):
-    """A token LM that tells what each evaluation takes."""
+    """A token LM that tells what each evaluation takes, and keeps callers' caches apart."""
 
-    async def evaluate(self, token_ids: Sequence[int], usage: Usage) -> NDArray[np.float32]:
-        """As ``next_token_logprobs``; what it takes is added to ``usage``."""
+    async def evaluate(
+        self, token_ids: Sequence[int], usage: Usage, *, cache_salt: str | None = None
+    ) -> NDArray[np.float32]:
+        """As ``next_token_logprobs``; what it takes is added to ``usage``.
+
+        Contexts share cached work only with those of the same ``cache_salt``.
+        """
         ...
 
 
@@ -97,6 +102,7 @@ class GeneratingTokenLM(AsyncTokenLM, Protocol):
         stop_token_ids: Sequence[int] = (),
         banned_token_ids: Sequence[int] | NDArray[np.integer] = (),
         usage: Usage | None = None,
+        cache_salt: str | None = None,
     ) -> AsyncGenerator[Chunk, None]:
         """Tokens after ``token_ids``, as they come; closing the generator ends the generation.
 
@@ -109,6 +115,7 @@ class GeneratingTokenLM(AsyncTokenLM, Protocol):
             stop_token_ids: end after one of these. EOS is a token like any other unless it is here.
             banned_token_ids: these are never sampled; the others share their probability.
             usage: what it takes is added here.
+            cache_salt: contexts share cached work only with those of the same salt.
 
         Raises:
             ContextTooLong: when ``token_ids`` has more than ``max_context_tokens`` ids.

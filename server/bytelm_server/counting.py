@@ -16,13 +16,18 @@ from bytelm.vocab import ByteVocab
 class CountingLM:
     """Another token LM, as one call uses it.
 
+    Args:
+        lm: the other.
+        cache_salt: the call shares cached work only with calls of the same salt.
+
     Attributes:
         usage: what the call took so far.
         knows_tokens: whether ``usage`` counts tokens, too.
     """
 
-    def __init__(self, lm: AsyncTokenLM) -> None:
+    def __init__(self, lm: AsyncTokenLM, cache_salt: str | None = None) -> None:
         self.lm = lm
+        self.cache_salt = cache_salt
         self.vocab: ByteVocab = lm.vocab
         self.max_context_tokens: int | None = lm.max_context_tokens
         self.usage = Usage()
@@ -33,7 +38,7 @@ class CountingLM:
         # A model that answers without waiting must not keep other calls from their turn.
         await asyncio.sleep(0)
         if isinstance(self.lm, MeteredTokenLM):
-            return await self.lm.evaluate(token_ids, self.usage)
+            return await self.lm.evaluate(token_ids, self.usage, cache_salt=self.cache_salt)
         self.usage.evaluations += 1
         return await self.lm.next_token_logprobs(token_ids)
 
@@ -53,6 +58,7 @@ class CountingGeneratingLM(CountingLM):
         stop_token_ids: Sequence[int] = (),
         banned_token_ids: Sequence[int] | NDArray[np.integer] = (),
         usage: Usage | None = None,
+        cache_salt: str | None = None,
     ) -> AsyncGenerator[Chunk, None]:
         """The other's tokens."""
         return self.lm.generate(
@@ -63,9 +69,11 @@ class CountingGeneratingLM(CountingLM):
             stop_token_ids=stop_token_ids,
             banned_token_ids=banned_token_ids,
             usage=self.usage if usage is None else usage,
+            cache_salt=self.cache_salt if cache_salt is None else cache_salt,
         )
 
 
-def counting(lm: AsyncTokenLM) -> CountingLM:
+def counting(lm: AsyncTokenLM, cache_salt: str | None = None) -> CountingLM:
     """``lm`` as one call uses it; it generates if ``lm`` does."""
-    return CountingGeneratingLM(lm) if isinstance(lm, GeneratingTokenLM) else CountingLM(lm)
+    kind = CountingGeneratingLM if isinstance(lm, GeneratingTokenLM) else CountingLM
+    return kind(lm, cache_salt)

@@ -16,7 +16,12 @@ VOCAB = ByteVocab.from_bytes([b"a", b"b", b""], eos_token_ids=[2])
 class MeteredLM(StubLM):
     """A StubLM that has the first two tokens of every context in a cache."""
 
-    async def evaluate(self, token_ids: Sequence[int], usage: Usage) -> NDArray[np.float32]:
+    salts: tuple[str | None, ...] = ()
+
+    async def evaluate(
+        self, token_ids: Sequence[int], usage: Usage, *, cache_salt: str | None = None
+    ) -> NDArray[np.float32]:
+        self.salts += (cache_salt,)
         usage.evaluations += 1
         usage.tokens_cached += 2
         usage.tokens_computed += len(token_ids) - 2
@@ -74,3 +79,19 @@ async def test_what_a_generation_takes_is_counted() -> None:
     assert isinstance(lm, GeneratingTokenLM)
     tokens = [chunk async for chunk in lm.generate([0], 7)]
     assert lm.usage.tokens_computed == len(tokens) == 7
+
+
+async def test_all_that_a_call_asks_for_has_its_salt() -> None:
+    class SaltedLM(MeteredLM):
+        async def generate(self, token_ids, max_tokens, *, cache_salt=None, **options):
+            self.salts += (cache_salt,)
+            async for chunk in super().generate(token_ids, max_tokens, **options):
+                yield chunk
+
+    lm = SaltedLM(VOCAB)
+    await counting(lm, "a").next_token_logprobs([0])
+    await counting(lm).next_token_logprobs([0])
+    generating = counting(lm, "b")
+    assert isinstance(generating, GeneratingTokenLM)
+    assert len([chunk async for chunk in generating.generate([0], 2)]) == 2
+    assert lm.salts == ("a", None, "b")
