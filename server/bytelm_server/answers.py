@@ -91,6 +91,36 @@ class Sample(Continuation):
     sample: int
 
 
+class Event(TypedDict):
+    """A part of a stream: bytes that follow those of the last event with this index and sample."""
+
+    index: int
+    sample: int
+    bytes: Annotated[
+        BytesOut,
+        Field(
+            description="`text` holds incomplete characters back until they are whole; null where "
+            "the bytes so far are not UTF-8."
+        ),
+    ]
+    logprob: NotRequired[
+        Annotated[float | None, Field(description="Of all bytes of this text, in its last event.")]
+    ]
+    finish_reason: NotRequired[
+        Annotated[str, Field(description="In a text's last event: why there are no more bytes.")]
+    ]
+    usage: NotRequired[Annotated[Usage, Field(description="In the stream's last event.")]]
+
+
+class ErrorEvent(TypedDict):
+    """A part of a stream: one text failed, or, without index and sample, the whole call."""
+
+    index: NotRequired[int]
+    sample: NotRequired[int]
+    error: ErrorDetail
+    usage: NotRequired[Usage]
+
+
 class Score(TypedDict):
     """How likely a continuation is."""
 

@@ -17,6 +17,7 @@ type                      status  codes
 ``not_found``             404     ``not_found``
 ``method_not_allowed``    405     ``method_not_allowed``
 ``unavailable``           503     ``starting``, ``draining``, ``dead``
+``timeout``               504     ``deadline_passed``
 ``internal_error``        500     ``internal_error``
 ========================  ======  ==================================================================
 
@@ -35,7 +36,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from typing_extensions import TypedDict
 
-from bytelm.errors import ContextTooLong, EngineError, InputError
+from bytelm.errors import BytelmError, ContextTooLong, EngineError, InputError
 from bytelm_server.wire import JsonResponse
 
 _log = logging.getLogger(__name__)
@@ -54,6 +55,42 @@ class ErrorBody(TypedDict):
     """The body of every answer that is not a success."""
 
     error: ErrorDetail
+
+
+class CallError(BytelmError):
+    """A call that is answered with a status, ``type`` and ``code`` of its own.
+
+    A subclass for each kind names them.
+
+    Attributes:
+        status: the answer's status.
+        type: the kind of error.
+        code: its exact name.
+        param: the field at fault, or None.
+        retry_after: seconds after which the call may succeed, or None.
+    """
+
+    status: int
+    type: str
+    code: str
+
+    def __init__(
+        self, message: str, param: str | None = None, retry_after: int | None = None
+    ) -> None:
+        super().__init__(message)
+        self.param = param
+        self.retry_after = retry_after
+
+    @property
+    def detail(self) -> ErrorDetail:
+        """What the answer says."""
+        return ErrorDetail(type=self.type, message=str(self), param=self.param, code=self.code)
+
+
+class DeadlinePassed(CallError):
+    """The call took longer than a call may; its work was stopped."""
+
+    status, type, code = 504, "timeout", "deadline_passed"
 
 
 class FieldError(InputError):
@@ -129,6 +166,23 @@ def item_detail(error: InputError | ValidationError, param: str) -> ErrorDetail:
     return input_detail(error, param)
 
 
+def detail_of(error: Exception, param: str | None = "context") -> ErrorDetail:
+    """The detail of any error that work on a call raises; those nobody foresaw tell nothing."""
+    match error:
+        case CallError():
+            return error.detail
+        case InputError():
+            return input_detail(error, param)
+        case EngineError():
+            code = error.code if isinstance(error, Unavailable) else "dead"
+            return ErrorDetail(type="unavailable", message=str(error), param=None, code=code)
+        case _:
+            message = "the server failed at this call; its log says how"
+            return ErrorDetail(
+                type="internal_error", message=message, param=None, code="internal_error"
+            )
+
+
 def answer(
     status: int, detail: ErrorDetail, headers: Mapping[str, str] | None = None
 ) -> JsonResponse:
@@ -165,9 +219,15 @@ async def _on_input(request: Request, error: Exception) -> JsonResponse:
 
 
 async def _on_engine(request: Request, error: Exception) -> JsonResponse:
-    code = error.code if isinstance(error, Unavailable) else "dead"
-    detail = ErrorDetail(type="unavailable", message=str(error), param=None, code=code)
-    return answer(503, detail, {"Retry-After": "5"})
+    return answer(503, detail_of(error), {"Retry-After": "5"})
+
+
+async def _on_call(request: Request, error: Exception) -> JsonResponse:
+    assert isinstance(error, CallError)
+    after = error.retry_after
+    return answer(
+        error.status, error.detail, None if after is None else {"Retry-After": str(after)}
+    )
 
 
 class AnswerBugs:
@@ -187,15 +247,11 @@ class AnswerBugs:
 
         try:
             await self.app(scope, receive, noted)
-        except Exception:
+        except Exception as error:
             if started or scope["type"] != "http":
                 raise
             _log.exception("%s %s failed", scope["method"], scope["path"])
-            message = "the server failed at this call; its log says how"
-            detail = ErrorDetail(
-                type="internal_error", message=message, param=None, code="internal_error"
-            )
-            await answer(500, detail)(scope, receive, send)
+            await answer(500, detail_of(error))(scope, receive, send)
 
 
 def install(app: FastAPI) -> None:
@@ -204,4 +260,5 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, _on_validation)
     app.add_exception_handler(InputError, _on_input)
     app.add_exception_handler(EngineError, _on_engine)
+    app.add_exception_handler(CallError, _on_call)
     app.add_middleware(AnswerBugs)

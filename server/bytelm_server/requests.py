@@ -18,7 +18,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from bytelm_server.contexts import Body, BytesIn, ContextIn, NotSupported
+from bytelm_server.contexts import Body, BytesIn, ContextIn
 
 MOST_STOPS = 16
 """Stop strings in one call."""
@@ -163,7 +163,11 @@ class GreedyCall(ContextCall):
         "them; they are not returned.",
     )
     logprobs: bool = Field(False, description="Also give the log-probability of what is returned.")
-    stream: NotSupported = None
+    stream: bool = Field(
+        False,
+        description="Answer with server-sent events: bytes as they come, instead of all at the "
+        "end.",
+    )
 
     @property
     def stops(self) -> list[bytes]:

@@ -2,13 +2,12 @@
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Depends, Request, Response
+from fastapi import APIRouter, Body, Request, Response
 
 from bytelm_server import answers, examples, requests
-from bytelm_server.backend import Backend
-from bytelm_server.disconnect import while_connected
 from bytelm_server.errors import ErrorBody
 from bytelm_server.wire import JsonResponse, JsonRoute
+from bytelm_server.work import Served, Working
 
 _FAILURES: dict[int | str, dict[str, Any]] = {
     "4XX": {"model": ErrorBody, "description": "The call is at fault; the error says how."},
@@ -17,14 +16,6 @@ _FAILURES: dict[int | str, dict[str, Any]] = {
 }
 
 router = APIRouter(route_class=JsonRoute)
-
-
-async def _backend(request: Request) -> Backend:
-    backend: Backend = request.app.state.backend
-    return backend
-
-
-Served = Annotated[Backend, Depends(_backend)]
 
 
 @router.get(
@@ -73,12 +64,12 @@ async def vocab(request: Request, backend: Served) -> Response:
     responses={200: examples.NEXT_BYTES_ANSWER, **_FAILURES},
 )
 async def next_bytes(
-    request: Request,
+    work: Working,
     backend: Served,
     call: Annotated[requests.NextBytesCall, Body(openapi_examples=examples.NEXT_BYTES)],
 ) -> JsonResponse:
     """The distribution over the byte after each context, and the probability that it ends there."""
-    return JsonResponse(await while_connected(request, backend.service.next_bytes(call)))
+    return JsonResponse(await work.result(backend.service.next_bytes(call, work.caller.cache_salt)))
 
 
 @router.post(
@@ -88,12 +79,15 @@ async def next_bytes(
     responses={200: examples.GREEDY_ANSWER, **_FAILURES},
 )
 async def greedy(
-    request: Request,
+    work: Working,
     backend: Served,
     call: Annotated[requests.GreedyCall, Body(openapi_examples=examples.GREEDY)],
-) -> JsonResponse:
+) -> Response:
     """The most probable byte after each context, again and again."""
-    return JsonResponse(await while_connected(request, backend.service.greedy(call)))
+    salt = work.caller.cache_salt
+    if call.stream:
+        return await work.stream(backend.service.greedy_events(call, salt))
+    return JsonResponse(await work.result(backend.service.greedy(call, salt)))
 
 
 @router.post(
@@ -103,12 +97,15 @@ async def greedy(
     responses={200: examples.SAMPLE_ANSWER, **_FAILURES},
 )
 async def sample(
-    request: Request,
+    work: Working,
     backend: Served,
     call: Annotated[requests.SampleCall, Body(openapi_examples=examples.SAMPLE)],
-) -> JsonResponse:
+) -> Response:
     """Bytes drawn from the distribution after each context, one after another."""
-    return JsonResponse(await while_connected(request, backend.service.sample(call)))
+    salt = work.caller.cache_salt
+    if call.stream:
+        return await work.stream(backend.service.sample_events(call, salt))
+    return JsonResponse(await work.result(backend.service.sample(call, salt)))
 
 
 @router.post(
@@ -118,9 +115,9 @@ async def sample(
     responses={200: examples.SCORE_ANSWER, **_FAILURES},
 )
 async def score(
-    request: Request,
+    work: Working,
     backend: Served,
     call: Annotated[requests.ScoreCall, Body(openapi_examples=examples.SCORE)],
 ) -> JsonResponse:
     """How likely given bytes are after a context: log-probabilities and bits per byte."""
-    return JsonResponse(await while_connected(request, backend.service.score(call)))
+    return JsonResponse(await work.result(backend.service.score(call, work.caller.cache_salt)))

@@ -5,6 +5,7 @@ Must not know HTTP; a route hands in a checked body and gets the answer's body b
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -28,6 +29,7 @@ from bytelm_server.contexts import BytesIn, ContextIn
 from bytelm_server.counting import counting
 from bytelm_server.errors import FieldError, item_detail
 from bytelm_server.limits import Limits
+from bytelm_server.streams import Channel, Events, Text
 from bytelm_server.vocabulary import VocabBody
 
 T = TypeVar("T")
@@ -105,7 +107,11 @@ class ByteService:
             self._vocab = asyncio.create_task(asyncio.to_thread(VocabBody.of, self.lm.vocab))
         return await asyncio.shield(self._vocab)
 
-    async def next_bytes(self, call: requests.NextBytesCall) -> answers.Answer[Any]:
+    # ``cache_salt`` in the calls: cached work is shared with calls of the same salt only.
+
+    async def next_bytes(
+        self, call: requests.NextBytesCall, cache_salt: str | None = None
+    ) -> answers.Answer[Any]:
         """The distribution over the next byte, whole or its ``top`` bytes."""
 
         async def work(run: _Run, state: ByteBeamState, index: int) -> list[_Outcome]:
@@ -118,28 +124,62 @@ class ByteService:
             top = [answers.TopByte(byte=int(b), logprob=float(ps[b])) for b in best]
             return [_Outcome(answers.TopBytes(top=top, eos=eos))]
 
-        return await self._for_each_context(call, work)
+        return await self._for_each_context(await self._run(call, cache_salt), call, work)
 
-    async def greedy(self, call: requests.GreedyCall) -> answers.Answer[Any]:
+    async def greedy(
+        self, call: requests.GreedyCall, cache_salt: str | None = None
+    ) -> answers.Answer[Any]:
         """The most probable bytes after each context."""
+        work = self._greedy(call)
+        return await self._for_each_context(await self._run(call, cache_salt), call, work)
+
+    async def greedy_events(
+        self, call: requests.GreedyCall, cache_salt: str | None = None
+    ) -> Events:
+        """The same as they come: ``answers.Event`` and ``answers.ErrorEvent``."""
+        work = self._greedy(call)
+        run = await self._run(call, cache_salt)
+        async with aclosing(
+            run.events(self._for_each_context(run, call, work), call.count)
+        ) as events:
+            async for event in events:
+                yield event
+
+    async def sample(
+        self, call: requests.SampleCall, cache_salt: str | None = None
+    ) -> answers.Answer[Any]:
+        """``n`` texts drawn after each context; the draws depend on the seed and the places."""
+        work = self._sample(call)
+        return await self._for_each_context(await self._run(call, cache_salt), call, work, call.n)
+
+    async def sample_events(
+        self, call: requests.SampleCall, cache_salt: str | None = None
+    ) -> Events:
+        """The same as they come: ``answers.Event`` and ``answers.ErrorEvent``."""
+        work, n = self._sample(call), call.n
+        run = await self._run(call, cache_salt)
+        whole = self._for_each_context(run, call, work, n)
+        async with aclosing(run.events(whole, call.count * n)) as events:
+            async for event in events:
+                yield event
+
+    def _greedy(self, call: requests.GreedyCall) -> Work:
         self.limits.check_generation(call.count, 1, call.steps)
 
         async def work(run: _Run, state: ByteBeamState, index: int) -> list[_Outcome]:
-            made = await run.generated(
-                generate(
-                    state,
-                    call.steps,
-                    LazyByteProbs.argmax,
-                    stop=call.stops,
-                    logprobs=call.logprobs,
-                )
+            pieces = generate(
+                state,
+                call.steps,
+                LazyByteProbs.argmax,
+                stop=call.stops,
+                logprobs=call.logprobs,
             )
+            made = await run.generated(pieces, index)
             return [_Outcome(_continuation(made), len(made.data))]
 
-        return await self._for_each_context(call, work)
+        return work
 
-    async def sample(self, call: requests.SampleCall) -> answers.Answer[Any]:
-        """``n`` texts drawn after each context; the draws depend on the seed and the places."""
+    def _sample(self, call: requests.SampleCall) -> Work:
         self.limits.check_generation(call.count, call.n, call.steps)
         draw = Draw(call.temperature, call.top_k, call.top_p, call.min_p, call.seed)
         how: dict[str, Any] = {"valid_utf8": call.valid_utf8, "logprobs": call.logprobs}
@@ -153,13 +193,14 @@ class ByteService:
             async def one(place: int) -> _Outcome:
                 own = draw.spawn(index, place)
                 try:
-                    made = await run.generated(
-                        sample(state, call.steps, own, method=call.method, stop=call.stops, **how)
+                    pieces = sample(
+                        state, call.steps, own, method=call.method, stop=call.stops, **how
                     )
+                    made = await run.generated(pieces, index, place)
                 except InputError as error:
                     if is_only_one:
                         raise
-                    return _failed(index, error, call.place(index), place)
+                    return await run.failed(index, error, call.place(index), place)
                 result = answers.Sample(index=index, sample=place, **_continuation(made))
                 return _Outcome(result, len(made.data))
 
@@ -169,14 +210,16 @@ class ByteService:
                     await state.logp_next()
             return await concurrently(one(place) for place in range(call.n))
 
-        return await self._for_each_context(call, work, call.n)
+        return work
 
-    async def score(self, call: requests.ScoreCall) -> answers.Answer[Any]:
+    async def score(
+        self, call: requests.ScoreCall, cache_salt: str | None = None
+    ) -> answers.Answer[Any]:
         """How likely each continuation is after the context."""
         texts = [c.data if isinstance(c, BytesIn) else None for c in call.continuations]
         good = [text for text in texts if text is not None]
         self.limits.check_scoring([len(text) for text in good])
-        run = await self._run(call)
+        run = await self._run(call, cache_salt)
         state = await run.begun(call.context, "context")
         try:
             scores: list[Score | InputError] = [*await self._scored(state, good, call.eos)]
@@ -190,7 +233,7 @@ class ByteService:
             if isinstance(outcome, Score):
                 outcomes.append(_Outcome(_score(outcome, call)))
             else:
-                outcomes.append(_failed(index, outcome, f"continuations[{index}]"))
+                outcomes.append(await run.failed(index, outcome, f"continuations[{index}]"))
         run.bytes_in += sum(map(len, good))
         return run.answer(outcomes)
 
@@ -198,11 +241,10 @@ class ByteService:
         return await score_all(state, texts, eos=eos, concurrency=self.settings.concurrency)
 
     async def _for_each_context(
-        self, call: requests.ContextCall, work: Work, n: int | None = None
+        self, run: "_Run", call: requests.ContextCall, work: Work, n: int | None = None
     ) -> answers.Answer[Any]:
         """The results of ``work`` on every context of a call, each context's ``n`` side by side."""
         self.limits.check_contexts(call.count)
-        run = await self._run(call)
 
         async def one(context: ContextIn, index: int) -> list[_Outcome]:
             return await work(run, await run.begun(context, call.place(index)), index)
@@ -214,7 +256,8 @@ class ByteService:
                 return await one(item, index)
             except (InputError, ValidationError) as error:
                 samples = [None] if n is None else range(n)
-                return [_failed(index, error, call.place(index), sample) for sample in samples]
+                place = call.place(index)
+                return [await run.failed(index, error, place, sample) for sample in samples]
 
         if call.context is not None:
             outcomes = [await one(call.context, 0)]
@@ -223,7 +266,7 @@ class ByteService:
             outcomes = await concurrently(one_of_several(item, index) for index, item in items)
         return run.answer([outcome for each in outcomes for outcome in each])
 
-    async def _run(self, call: requests.BeamCall) -> "_Run":
+    async def _run(self, call: requests.BeamCall, cache_salt: str | None) -> "_Run":
         """Raises what is wrong with the beam before anything else is looked at."""
         params = self.limits.beam_params(call.beam)
         if params.special_tokens == "literal":
@@ -232,7 +275,7 @@ class ByteService:
             RowSource(self.lm, params.eos_byte_strings, params.special_tokens == "literal")
         except BeamError as error:
             raise FieldError(str(error), "beam.eos_tokens") from error
-        return _Run(self, params, call.prefill)
+        return _Run(self, params, call.prefill, cache_salt)
 
 
 class _Run:
@@ -243,10 +286,13 @@ class _Run:
         bytes_in: what it was given so far.
     """
 
-    def __init__(self, service: ByteService, params: BeamParams, prefill: str) -> None:
-        self.lm = counting(service.lm)
+    def __init__(
+        self, service: ByteService, params: BeamParams, prefill: str, cache_salt: str | None
+    ) -> None:
+        self.lm = counting(service.lm, cache_salt)
         self.turn = asyncio.Semaphore(service.settings.concurrency)
         self.bytes_in = 0
+        self._told: _Told | None = None
         self._service = service
         self._params = params
         self._prefill = prefill
@@ -260,10 +306,35 @@ class _Run:
             await self._service.limits.check_context(context, vocab, self.lm.max_context_tokens)
             return await begin(self.lm, self._params, context, mode=self._prefill)
 
-    async def generated(self, pieces: AsyncIterator[Piece[Any]]) -> Generated[Any]:
-        """A continuation of a state."""
+    def events(self, work: Coroutine[Any, Any, Any], results: int) -> Events:
+        """What ``work`` generates in this run, so many texts, as it comes."""
+        self._told = _Told(self, results)
+        return self._told.channel.of(work)
+
+    async def generated(
+        self, pieces: AsyncIterator[Piece[Any]], index: int, sample: int = 0
+    ) -> Generated[Any]:
+        """A continuation of a state: of which context, and which of its samples."""
         async with self.turn:
+            if self._told is not None:
+                pieces = self._told.passing(pieces, index, sample)
             return await collect(pieces)
+
+    async def failed(
+        self,
+        index: int,
+        error: InputError | ValidationError,
+        place: str,
+        sample: int | None = None,
+    ) -> _Outcome:
+        """What stands in a result's place: of which item, and which of its samples."""
+        result = answers.ItemError(index=index, error=item_detail(error, place))
+        if sample is not None:
+            result["sample"] = sample
+        if self._told is not None:
+            event = answers.ErrorEvent(index=index, sample=sample or 0, error=result["error"])
+            await self._told.last_of_one(event)
+        return _Outcome(result)
 
     async def scored(self, state: ByteBeamState, text: bytes, eos: bool) -> Score | InputError:
         """The score of one continuation, or what is wrong with it."""
@@ -275,24 +346,59 @@ class _Run:
 
     def answer(self, outcomes: Sequence[_Outcome]) -> answers.Answer[Any]:
         """The answer's body."""
+        usage = self.usage(sum(outcome.bytes_out for outcome in outcomes))
+        return answers.Answer(results=[outcome.result for outcome in outcomes], usage=usage)
+
+    def usage(self, bytes_out: int) -> answers.Usage:
+        """What the call took so far, for so many bytes."""
         took, knows = self.lm.usage, self.lm.knows_tokens
-        usage = answers.Usage(
+        return answers.Usage(
             bytes_in=self.bytes_in,
-            bytes_out=sum(outcome.bytes_out for outcome in outcomes),
+            bytes_out=bytes_out,
             evaluations=took.evaluations,
             tokens_computed=took.tokens_computed if knows else None,
             tokens_cached=took.tokens_cached if knows else None,
         )
-        return answers.Answer(results=[outcome.result for outcome in outcomes], usage=usage)
 
 
-def _failed(
-    index: int, error: InputError | ValidationError, place: str, sample: int | None = None
-) -> _Outcome:
-    result = answers.ItemError(index=index, error=item_detail(error, place))
-    if sample is not None:
-        result["sample"] = sample
-    return _Outcome(result)
+class _Told:
+    """What a stream tells of a run's texts while they grow.
+
+    Args:
+        run: the run.
+        results: how many texts there will be; the last event of the last one has the usage.
+    """
+
+    def __init__(self, run: _Run, results: int) -> None:
+        self.channel = Channel()
+        self._run = run
+        self._left = results
+        self._bytes_out = 0
+
+    async def passing(
+        self, pieces: AsyncIterator[Piece[Any]], index: int, sample: int
+    ) -> AsyncIterator[Piece[Any]]:
+        """The pieces of one text, each of which has been told."""
+        text, logprob = Text(), 0.0
+        async for piece in pieces:
+            last = piece.finish_reason is not None
+            self._bytes_out += len(piece.data)
+            logprob += piece.logprob or 0.0
+            event = answers.Event(index=index, sample=sample, bytes=text.out(piece.data, last=last))
+            if piece.finish_reason is None:
+                await self.channel.put(event)
+            else:
+                event["logprob"] = None if piece.logprob is None else logprob
+                event["finish_reason"] = piece.finish_reason
+                await self.last_of_one(event)
+            yield piece
+
+    async def last_of_one(self, event: answers.Event | answers.ErrorEvent) -> None:
+        """Tell the last event of one text."""
+        self._left -= 1
+        if not self._left:
+            event["usage"] = self._run.usage(self._bytes_out)
+        await self.channel.put(event)
 
 
 def _continuation(made: Generated[Any]) -> answers.Continuation:

@@ -99,3 +99,24 @@ def results(http: httpx.Client) -> Callable[..., list[Any]]:
 def http(url: str) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=url, timeout=60) as client:
         yield client
+
+
+@pytest.fixture
+def own(start_stub: Callable[..., str]) -> Iterator[httpx.Client]:
+    """A server of the test's own."""
+    with httpx.Client(base_url=start_stub(), timeout=60) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def until() -> Callable[[Callable[[], bool]], None]:
+    """Waits until a condition holds."""
+
+    def wait(condition: Callable[[], bool]) -> None:
+        for _ in range(300):
+            if condition():
+                return
+            time.sleep(0.1)
+        raise TimeoutError
+
+    return wait

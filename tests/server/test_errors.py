@@ -84,7 +84,7 @@ WRONG = [
     ({"context": {"messages": [{"role": "user"}]}}, "missing_field", MESSAGE),
     ({"context": {"text": "a", "add_generation_prompt": False}}, "invalid_value", "context"),
     ({"context": {"tokens": [1]}}, "not_supported", "context.tokens"),
-    ({"stream": True}, "not_supported", "stream"),
+    ({"stream": 1}, "invalid_value", "stream"),
 ]
 
 

@@ -9,21 +9,9 @@ import pytest
 BODY = {"context": "hello", "steps": 3}
 
 
-@pytest.fixture
-def own(start_stub: Callable[..., str]) -> httpx.Client:
-    """A server of the test's own."""
-    return httpx.Client(base_url=start_stub(), timeout=60)
-
-
-def until(condition: Callable[[], bool]) -> None:
-    for _ in range(300):
-        if condition():
-            return
-        time.sleep(0.1)
-    raise TimeoutError
-
-
-def test_calls_wait_outside_until_the_model_has_started(start_stub: Callable[..., str]) -> None:
+def test_calls_wait_outside_until_the_model_has_started(
+    start_stub: Callable[..., str], until: Callable[[Callable[[], bool]], None]
+) -> None:
     http = httpx.Client(base_url=start_stub("--wait"), timeout=60)
     health = http.get("/health")
     assert (health.status_code, health.json()) == (503, {"status": "starting"})

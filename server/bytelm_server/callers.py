@@ -1,0 +1,28 @@
+"""Who makes a call. Must not know what the call is."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Whoever holds an API key; everybody, where the server has no keys.
+
+    Attributes:
+        key_id: names the key; empty where there are none. Sessions belong to it.
+        cache_salt: cached work is shared with callers of the same salt only.
+    """
+
+    key_id: str = ""
+    cache_salt: str | None = None
+
+
+async def caller(request: Request) -> Caller:
+    """Who makes this call."""
+    return Caller()
+
+
+Calling = Annotated[Caller, Depends(caller)]
+"""A route's parameter: who makes the call."""

@@ -1,0 +1,159 @@
+"""Answers that come bit by bit, as server-sent events.
+
+::
+
+    data: {"index":0,"sample":0,"bytes":{"text":"doc","base64":"ZG9j"}}
+
+    data: {"index":0,"sample":0,"bytes":{…},"logprob":null,"finish_reason":"steps","usage":{…}}
+
+    data: [DONE]
+
+An error on the way is an event, too; ``[DONE]`` comes last in any case. Must not know how the
+events come about.
+"""
+
+import asyncio
+import base64
+import codecs
+import logging
+from collections.abc import AsyncGenerator, Awaitable, Coroutine, Mapping
+from contextlib import aclosing
+from typing import Any, TypeVar
+
+import orjson
+from fastapi.sse import EventSourceResponse
+from starlette.types import Receive, Scope, Send
+
+from bytelm_server.answers import BytesOut
+from bytelm_server.errors import DeadlinePassed, ErrorBody, detail_of
+
+_log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+Events = AsyncGenerator[Mapping[str, Any], None]
+"""The events of a stream, in order; closing it ends the work."""
+
+DONE = b"data: [DONE]\n\n"
+
+# JSON escapes other ends of lines; some readers of lines, Python's among them, know these as well.
+_ENDS_OF_LINES = [(c.encode(), f"\\u{ord(c):04x}".encode()) for c in "\x85\u2028\u2029"]
+
+
+class Text:
+    """Bytes that come in pieces, as the API writes them: incomplete characters wait in ``text``.
+
+    The ``base64`` of all pieces together is all bytes, and ``text`` all text, unless it is null
+    somewhere: then the bytes are not UTF-8.
+    """
+
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")()
+        self._is_text = True
+
+    def out(self, data: bytes, *, last: bool = False) -> BytesOut:
+        """The next piece; ``last`` when there are no more."""
+        text = None
+        if self._is_text:
+            try:
+                text = self._decoder.decode(data, final=last)
+            except UnicodeDecodeError:
+                self._is_text = False
+        return BytesOut(text=text, base64=base64.b64encode(data).decode("ascii"))
+
+
+def encoded(event: Mapping[str, Any]) -> bytes:
+    """One event as it goes over the wire."""
+    data = orjson.dumps(event, option=orjson.OPT_SERIALIZE_NUMPY)
+    for end, escaped in _ENDS_OF_LINES:
+        data = data.replace(end, escaped)
+    return b"data: %b\n\n" % data
+
+
+class EventStream(EventSourceResponse):
+    """The answer that carries ``events``; a client that goes away ends the work.
+
+    Args:
+        first: the first event, or none if there are no events.
+        rest: the events after it.
+        deadline: when the event loop's clock shows this, the stream ends with an error.
+    """
+
+    def __init__(
+        self, first: Mapping[str, Any] | None, rest: Events, deadline: float | None = None
+    ) -> None:
+        self._events = rest
+        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        super().__init__(_wire(first, rest, deadline), headers=headers)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the events; whatever happens, no work for them goes on."""
+        async with aclosing(self._events):
+            await super().__call__(scope, receive, send)
+
+
+async def before(deadline: float | None, work: Awaitable[T]) -> T:
+    """The result of ``work``, which is cancelled when the event loop's clock shows ``deadline``.
+
+    Raises:
+        DeadlinePassed: after the work was cancelled.
+    """
+    try:
+        async with asyncio.timeout_at(deadline) as limit:
+            return await work
+    except TimeoutError:
+        if not limit.expired():
+            raise
+        raise DeadlinePassed(
+            "the call took longer than a call may here: ask for less at a time"
+        ) from None
+
+
+async def _wire(
+    first: Mapping[str, Any] | None, rest: Events, deadline: float | None
+) -> AsyncGenerator[bytes, None]:
+    event = first
+    try:
+        while event is not None:
+            yield encoded(event)
+            event = await before(deadline, anext(rest, None))
+    except Exception as error:
+        detail = detail_of(error)
+        if detail["code"] == "internal_error":
+            _log.exception("a stream failed")
+        yield encoded(ErrorBody(error=detail))
+    yield DONE
+
+
+class Channel:
+    """Events that several tasks make at the same time, in the order in which they come.
+
+    A task that is ahead of the reader waits until its last event is taken.
+    """
+
+    def __init__(self) -> None:
+        self._queue: asyncio.Queue[Mapping[str, Any]] = asyncio.Queue(maxsize=1)
+
+    async def put(self, event: Mapping[str, Any]) -> None:
+        """Give the reader an event."""
+        await self._queue.put(event)
+
+    async def of(self, work: Coroutine[Any, Any, Any]) -> Events:
+        """The events that ``work`` puts here until it ends; its error is raised after them."""
+        task = asyncio.create_task(work)
+        try:
+            while True:
+                event = asyncio.ensure_future(self._queue.get())
+                try:
+                    await asyncio.wait({task, event}, return_when=asyncio.FIRST_COMPLETED)
+                    if not event.done():
+                        break
+                    yield event.result()
+                finally:
+                    event.cancel()
+            while not self._queue.empty():
+                yield self._queue.get_nowait()
+            await task
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
