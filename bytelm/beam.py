@@ -313,6 +313,18 @@ class ByteBeamState(StatefulByteLM):
             return text + candidate.partial
         return b""
 
+    @property
+    def nbytes(self) -> int:
+        """How much memory its arrays take, evaluations that it keeps included; paths are not."""
+        rows = sum(row.nbytes for row in self._rows.values())
+        return sum(array.nbytes for array in self._candidates) + rows
+
+    def on(self, lm: AsyncTokenLM) -> Self:
+        """The same state, evaluated from here on by another token LM, which runs the same model."""
+        state = self._with(self._paths, self._candidates, self._roots, self.terminated, self._rows)
+        state.source = self.source.on(lm)
+        return state
+
     # What comes next.
 
     async def logp_next(self) -> LazyByteProbs:

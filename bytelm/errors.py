@@ -13,6 +13,7 @@
     │   ├── MethodError                  an option that the wanted way of drawing cannot keep
     │   ├── Utf8Error                    no byte that is likely at all continues valid UTF-8
     │   ├── UnknownModel                 a model path or name that cannot be loaded
+    │   ├── SnapshotError                bytes that are no snapshot of a state on this model
     │   └── ContextTooLong               more tokens than the model can take
     └── EngineError (RuntimeError)       the machinery failed, not the caller
         ├── EngineDead                   an engine process ended; no call can be answered
@@ -66,6 +67,10 @@ class Utf8Error(InputError):
 
 class UnknownModel(InputError):
     """A model path or name that cannot be loaded."""
+
+
+class SnapshotError(InputError):
+    """Bytes that are no snapshot of a state, or of one with another vocabulary."""
 
 
 class ContextTooLong(InputError):

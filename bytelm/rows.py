@@ -156,6 +156,11 @@ class Row:
             trie.root_bytes,
         )
 
+    @property
+    def nbytes(self) -> int:
+        """How much memory it takes that nothing else shares."""
+        return self.logprobs.nbytes + self.probs.nbytes + self.root.nbytes
+
     def _exact(self, lo: int, hi: int) -> NDArray[np.float64]:
         return exact_probs(self.logprobs, self.order, self.hidden, lo, hi)
 
@@ -259,6 +264,12 @@ class RowSource:
         spelled = self.trie.order[self._hidden]
         source._eos_ids = self._eos_ids[~np.isin(self._eos_ids, spelled)]
         source._hidden = self._hidden[:0]
+        return source
+
+    def on(self, lm: AsyncTokenLM) -> RowSource:
+        """The same reading of another token LM, which runs the same model."""
+        source = copy(self)
+        source.lm = lm
         return source
 
     def knowing(self, known: Mapping[tuple[int, ...], Awaitable[NDArray[np.float32]]]) -> RowSource:

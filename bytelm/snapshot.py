@@ -1,0 +1,239 @@
+"""Beams as bytes: what is kept of a state to make it again, later or elsewhere.
+
+A beam is its candidates: tokens, the bytes of a token under way, weight. All else follows from
+their rows, which can be evaluated again, one evaluation for each distinct context. Candidates begin
+with the same tokens and differ in the last few, so a snapshot has two parts::
+
+    trunk    The| capital| of| the        tokens that all candidates begin with; it only grows
+    head     | little‖ to, | li|t‖tle …   what each has behind it, and its numbers
+
+Whoever stores many snapshots of one text need not write the trunk again each time.
+
+This module knows beams; it must not know who stores a snapshot, nor where.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bytelm import beam_kernels as kernels
+from bytelm.beam import BeamParams, ByteBeamState, Path, gather
+from bytelm.errors import EmptyBeam, SnapshotError
+from bytelm.rows import Row, RowSource
+from bytelm.token_lm import AsyncTokenLM
+from bytelm.trie import ROOT, TokenTrie
+
+GROWTH = 64
+"""A trunk grows by a multiple of so many tokens."""
+
+_FORMAT = 1
+# Format, terminated, length of the anchor, of the trunk, candidates, bytes of the longest partial.
+_HEADER = struct.Struct("<BBIIII")
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """What a head says of each candidate; ``partial`` is the longest, others are its ends."""
+
+    terminated: bool
+    anchor: int
+    suffixes: list[Path]
+    partials: NDArray[np.int32]
+    weights: NDArray[np.float64]
+    masses: NDArray[np.float64]
+    partial: bytes
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A beam without its rows.
+
+    Attributes:
+        trunk: token ids that all candidates begin with.
+        head: the rest, in a form of its own.
+    """
+
+    trunk: Path
+    head: bytes
+
+    @classmethod
+    def of(cls, state: ByteBeamState, before: Path = ()) -> Self:
+        """What there is to keep of a state.
+
+        Args:
+            state: any state.
+            before: the trunk of an earlier snapshot; the new trunk begins with it if all
+                candidates do.
+        """
+        candidates, roots = state._candidates, state._roots
+        paths = [*state._paths, *(path for path, _ in roots)]
+        trunk = _trunk(paths, before)
+        suffixes = [path[len(trunk) :] for path in paths]
+        trie = state.source.trie
+        below = len(roots)
+        partials = np.append(trie.depth[candidates.node], np.zeros(below, np.int32))
+        weights = np.append(candidates.weight, [weight for _, weight in roots])
+        masses = np.append(candidates.mass, np.zeros(below))
+        longest = int(partials.argmax())
+        partial = trie.prefix(candidates.node[longest]) if partials[longest] else b""
+        header = _HEADER.pack(
+            _FORMAT, state.terminated, len(state._anchor), len(trunk), len(paths), len(partial)
+        )
+        parts = [
+            np.array([len(suffix) for suffix in suffixes], "<u4"),
+            partials.astype("<i4"),
+            weights.astype("<f8"),
+            masses.astype("<f8"),
+            np.array([token for suffix in suffixes for token in suffix], "<u4"),
+        ]
+        return cls(trunk, b"".join([header, partial, *(part.tobytes() for part in parts)]))
+
+    async def restored(self, lm: AsyncTokenLM, params: BeamParams) -> ByteBeamState:
+        """The state again: the same distributions wherever the model gives the same rows.
+
+        Args:
+            lm: the same model.
+            params: the same parameters.
+
+        Raises:
+            SnapshotError: when the snapshot is damaged, or another vocabulary's.
+            EmptyBeam: when the model gives no probability to any candidate any more.
+        """
+        kept = self._read()
+        source = RowSource(lm, params.eos_byte_strings, params.special_tokens == "literal")
+        paths = [(*self.trunk, *suffix) for suffix in kept.suffixes]
+        size = source.vocab.size
+        if any(token >= size for token in self.trunk) or any(
+            token >= size for suffix in kept.suffixes for token in suffix
+        ):
+            raise SnapshotError("the snapshot has tokens that the vocabulary has not")
+        anchor = paths[0][: kept.anchor]
+        state = ByteBeamState(source, params, anchor, terminated=kept.terminated)
+        weights = kept.weights.tolist()
+        state._roots = [
+            (path, weight)
+            for path, weight, length in zip(paths, weights, kept.partials, strict=True)
+            if not length
+        ]
+        if under_way := [i for i, length in enumerate(kept.partials) if length]:
+            await _reopen(state, [paths[i] for i in under_way], kept, under_way)
+        return state
+
+    def _read(self) -> _Kept:
+        try:
+            form, terminated, anchor, trunk, count, length = _HEADER.unpack_from(self.head)
+            at = _HEADER.size
+            partial = self.head[at : at + length]
+            at += length
+            arrays = []
+            for dtype in ("<u4", "<i4", "<f8", "<f8"):
+                arrays.append(np.frombuffer(self.head, dtype, count, at))
+                at += arrays[-1].nbytes
+            lengths, partials, weights, masses = arrays
+            tokens = np.frombuffer(self.head, "<u4", int(lengths.sum()), at).tolist()
+        except (struct.error, ValueError) as error:
+            raise SnapshotError(f"this is no snapshot: {error}") from error
+        if form != _FORMAT or not count or trunk != len(self.trunk):
+            raise SnapshotError("this is no snapshot of this version, or it has another trunk")
+        ends = np.cumsum(lengths).tolist()
+        suffixes = [
+            tuple(tokens[end - n : end]) for n, end in zip(lengths.tolist(), ends, strict=True)
+        ]
+        return _Kept(bool(terminated), anchor, suffixes, partials, weights, masses, partial)
+
+
+def _trunk(paths: Sequence[Path], before: Path) -> Path:
+    """What all paths begin with: ``before``, where they do, and more where there is enough."""
+    n = len(before)
+    if not all(path[:n] == before for path in paths):
+        before, n = (), 0
+    # What the first and the last in lexicographic order share, all share.
+    first, last = min(paths)[n:], max(paths)[n:]
+    shared = next(
+        (i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b),
+        min(len(first), len(last)),
+    )
+    return before + first[: shared - shared % GROWTH]
+
+
+async def _reopen(
+    state: ByteBeamState, paths: list[Path], kept: _Kept, which: Sequence[int]
+) -> None:
+    """Gives ``state`` the candidates ``which`` again, whose tokens are ``paths``."""
+    source = state.source
+    spelling = source.spelling_eos()
+    rows = await gather([source.evaluate(path) for path in paths])
+    found: list[tuple[Path, float, int, kernels.F32, float]] = []
+    for path, row, i in zip(paths, rows, which, strict=True):
+        partial = kept.partial[len(kept.partial) - int(kept.partials[i]) :]
+        node = source.trie.descend(partial)
+        if node < 0:
+            raise SnapshotError(f"no token of the vocabulary begins with {partial!r}")
+        # What was read while prefilling may have counted EOS tokens as their bytes.
+        readings = [row] if spelling is source else [row, spelling.read(row.logprobs)]
+        piece, mass = _piece(source.trie, readings, partial, node, float(kept.masses[i]))
+        if mass > 0.0:
+            found.append((path, float(kept.weights[i]), node, piece, mass))
+    if not found and not state._roots:
+        raise EmptyBeam("the model gives no probability to what the snapshot holds")
+    if found:
+        sizes = [len(piece) for _, _, _, piece, _ in found]
+        state._paths = [path for path, *_ in found]
+        state._candidates = state._candidates._replace(
+            weight=np.array([weight for _, weight, *_ in found]),
+            node=np.array([node for _, _, node, *_ in found], np.int32),
+            start=np.cumsum([0, *sizes[:-1]], dtype=np.int64),
+            mass=np.array([mass for *_, mass in found]),
+            pieces=np.concatenate([piece for _, _, _, piece, _ in found]),
+        )
+
+
+def _piece(
+    trie: TokenTrie, readings: Sequence[Row], partial: bytes, node: int, mass: float
+) -> tuple[kernels.F32, float]:
+    """The piece of a row below ``node`` and its sum, cut as it was before.
+
+    There are few ways to have cut it; the sum that it had tells which.
+    """
+    best = (np.zeros(0, np.float32), 0.0)
+    distance = math.inf
+    for row in readings:
+        for cut in (_walked, _healed):
+            piece, total = cut(trie, row, partial, node)
+            if total == mass:
+                return piece, total
+            if total > 0.0 and mass > 0.0 and abs(math.log(total / mass)) < distance:
+                best, distance = (piece, total), abs(math.log(total / mass))
+    return best
+
+
+def _walked(trie: TokenTrie, row: Row, partial: bytes, node: int) -> tuple[kernels.F32, float]:
+    """Cut below the first byte, then narrowed by each of the others, as a walk does."""
+    child = trie.child(ROOT, partial[0])
+    if not row.root[partial[0]] > 0.0:
+        return np.zeros(0, np.float32), 0.0
+    piece, mass = row.piece(trie.lo[child], trie.hi[child], row.root[partial[0]])
+    moved = (np.zeros(1), np.array([child], np.int32), np.zeros(1, np.int64), np.array([mass]))
+    for b in partial[1:]:
+        _, parent, weight, nodes, start, masses, piece = kernels.advance(
+            *moved, piece, trie.lo, trie.hi, trie.first, trie.byte, b
+        )
+        if not len(parent):
+            return np.zeros(0, np.float32), 0.0
+        moved = (weight, nodes, start, masses)
+    return piece, float(moved[3][0])
+
+
+def _healed(trie: TokenTrie, row: Row, partial: bytes, node: int) -> tuple[kernels.F32, float]:
+    """Cut where it stands, as healing does."""
+    lo, hi = trie.lo[node], trie.hi[node]
+    if row.log_mass(lo, hi) == -math.inf:
+        return np.zeros(0, np.float32), 0.0
+    return row.piece(lo, hi)
