@@ -192,6 +192,17 @@ class VllmEngine:
             self._closing = asyncio.create_task(self._close())
         await asyncio.shield(self._closing)
 
+    async def clear_cache(self) -> None:
+        """Forget everything that was computed, tails included.
+
+        Raises:
+            EngineError: some blocks of the cache are still in use, as they are during calls.
+            EngineDead: the engine cannot answer any more.
+        """
+        self._check_alive()
+        if not await self._llm.reset_prefix_cache(reset_connector=True):
+            raise EngineError("the cache is in use: clear it when no calls are running")
+
     async def _close(self) -> None:
         if self._llm.output_handler is not None:
             # It would log the end of its sockets as a failure.

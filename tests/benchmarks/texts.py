@@ -46,6 +46,25 @@ def texts(size: int, chinese: Path | None = None) -> list[Text]:
     return [text.beginning(size) for text in (_english(), _code(), _chinese(chinese))]
 
 
+def excerpts(count: int, size: int, series: int = 0) -> list[bytes]:
+    """Excerpts of English prose, Python's reference, each beginning with a word.
+
+    Args:
+        count: how many, from places spread evenly.
+        size: bytes of each.
+        series: another number, up to 7, gives other excerpts.
+    """
+    from pydoc_data.topics import topics
+
+    reference = "\n\n".join(text for _, text in sorted(topics.items())).encode()
+    apart = (len(reference) - size - 1000) // count
+    found = []
+    for i in range(count):
+        begin = reference.index(b" ", i * apart + series * apart // 8) + 1
+        found.append(reference[begin : begin + size])
+    return found
+
+
 def _english() -> Text:
     from pydoc_data.topics import topics
 

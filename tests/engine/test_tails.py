@@ -4,8 +4,10 @@ import asyncio
 import random
 
 import numpy as np
+import pytest
 import pytest_asyncio
 
+from bytelm.errors import EngineError
 from bytelm.settings import EngineSettings
 from bytelm.vllm.engine import VllmEngine
 
@@ -60,6 +62,21 @@ async def test_what_was_generated_natively_is_kept(engine):
         text = [*text, *chunk.token_ids]
     assert len(text) == 70
     assert await computed(engine, [text]) == 1
+
+
+async def test_a_cleared_cache_has_nothing(engine):
+    context = words(engine, BLOCK + 20, seed=8)
+    await computed(engine, [context])
+    await engine.clear_cache()
+    assert await computed(engine, [context]) == len(context)
+
+
+async def test_the_cache_is_not_cleared_below_a_running_call(engine):
+    stream = engine.generate(words(engine, BLOCK + 20, seed=9), 1000)
+    await anext(stream)
+    with pytest.raises(EngineError, match="in use"):
+        await engine.clear_cache()
+    await stream.aclose()
 
 
 async def test_generation_goes_on_from_a_tail(engine):

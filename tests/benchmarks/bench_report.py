@@ -1,0 +1,287 @@
+"""From the figures of ``bench`` to tables and plots: goals, and whether they are met."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.benchmarks.bench_cases import LEAK_EVALUATIONS, Case, Figures
+from tests.benchmarks.bench_host import processor
+
+Measured = Mapping[Case, list[Figures]]
+
+
+def rate(figures: Figures) -> float:
+    """Bytes per second, from submission to the last byte."""
+    return float(figures["bytes"]) / float(figures["seconds"])
+
+
+def evaluation_rate(figures: Figures) -> float:
+    """Evaluations, or tokens, per second."""
+    return float(figures["evaluations"]) / float(figures["seconds"])
+
+
+def evaluations_per_byte(figures: Figures) -> float:
+    """Prefill included."""
+    return float(figures["evaluations"]) / float(figures["bytes"])
+
+
+def decode_evaluations_per_byte(figures: Figures) -> float:
+    """Without those of the prefill."""
+    return float(figures["evaluations"] - figures["prefill_evaluations"]) / float(figures["bytes"])
+
+
+def tokens_beyond_first(sessions: int) -> Callable[[Figures], float]:
+    """Tokens computed per evaluation beyond the first of each context.
+
+    The first evaluation of a context is charged with all tokens of the prompt, each once; what
+    else was computed belongs to the others.
+    """
+
+    def figure(figures: Figures) -> float:
+        tokens = figures["tokens_computed"] - figures["context_tokens"]
+        return float(tokens) / float(figures["evaluations"] - sessions)
+
+    return figure
+
+
+def decode_tokens_per_evaluation(figures: Figures) -> float:
+    """Tokens computed per evaluation after the prefill."""
+    tokens = figures["tokens_computed"] - figures["prefill_tokens_computed"]
+    return float(tokens) / float(figures["evaluations"] - figures["prefill_evaluations"])
+
+
+def decode_seconds_per_byte(figures: Figures) -> float:
+    """After the last prompt was known to the model."""
+    return float(figures["decode_seconds"]) / float(figures["decode_bytes"])
+
+
+def prefill_seconds(figures: Figures) -> float:
+    """Until the prompts are known to the model."""
+    return float(figures["prefill_seconds"])
+
+
+@dataclass(frozen=True)
+class Row:
+    """A figure with a goal.
+
+    Attributes:
+        figure: what it is.
+        goal: in words.
+        value: in words; empty where a side was not measured.
+        met: whether the goal is met; None where there is none, or nothing was measured.
+        how: what it was made of.
+    """
+
+    figure: str
+    goal: str
+    value: str
+    met: bool | None
+    how: str = ""
+
+
+class Report:
+    """All figures of a run.
+
+    Args:
+        which: the set of cases.
+        model: the model's name.
+        measured: the figures of each case, a repetition each.
+        minutes: how long the run took.
+    """
+
+    def __init__(self, which: str, model: str, measured: Measured, minutes: float) -> None:
+        self.which = which
+        self.model = model
+        self.measured = measured
+        self.minutes = minutes
+        self._by_key = {case.key: (case, figures) for case, figures in measured.items()}
+
+    def median(self, key: str, figure: Callable[[Figures], float]) -> float | None:
+        """The median of a figure over a case's repetitions; None where it was not measured."""
+        if key not in self._by_key:
+            return None
+        return statistics.median(map(figure, self._by_key[key][1]))
+
+    def rows(self) -> list[Row]:
+        """The goals."""
+        short, default, long = "greedy-32x60", "greedy-32x60-default", "greedy-32x2000"
+        sample, rounds = "token-sample-32x60", "rounds-32x60"
+        rows = [
+            self._tokens(short),
+            self._ratio("greedy, 32 sessions, 60 bytes", 8, "bytelm", "genlm", short),
+            self._ratio("the same at the default beam", 8, "bytelm", "genlm", default),
+            self._ratio("greedy, 32 sessions, 2,000 bytes", 50, "bytelm", "genlm", long),
+            self._prefill("prefill-1x2000"),
+            self._ratio("token-native sampling, 32 sessions", 0.9, "bytelm", "native", sample),
+            self._ratio("evaluations/s in rounds of 32", 0.85, "bytelm", "native", rounds),
+            self._evaluations(short, 0.26),
+            self._evaluations(default, None),
+            self._ratio("greedy, 32 sessions (stretch)", 0.7, "bytelm", "native", short),
+            self._ratio("over HTTP, 32 sessions", 0.95, "http", "bytelm", short),
+            self._decode(short, long),
+            self._leaks("leaks-32x60"),
+        ]
+        return [row for row in rows if row.value]
+
+    def _ratio(self, figure: str, goal: float, ours: str, theirs: str, name: str) -> Row:
+        of = evaluation_rate if name.startswith("rounds") else rate
+        unit = "/s" if of is evaluation_rate else " bytes/s"
+        mine, other = (self.median(f"{side}/{name}", of) for side in (ours, theirs))
+        if mine is None or other is None:
+            return Row(figure, "", "", None)
+        names = {"genlm": "genlm-bytes", "native": "native decoding", "bytelm": "in process"}
+        how = f"{mine:,.1f}{unit} against {other:,.1f}"
+        if self._is_extrapolated(f"{theirs}/{name}"):
+            how += " (extrapolated)"
+        value = mine / other
+        return Row(figure, f"≥ {goal:g} × {names[theirs]}", f"{value:.3g} ×", value >= goal, how)
+
+    def _is_extrapolated(self, key: str) -> bool:
+        return any("extrapolated" in figures for figures in self._by_key[key][1])
+
+    def _tokens(self, name: str) -> Row:
+        figure, goal = "tokens computed per evaluation beyond the first of a context", 1.05
+        key = f"bytelm/{name}"
+        if key not in self._by_key:
+            return Row(figure, "", "", None)
+        value = self.median(key, tokens_beyond_first(self._by_key[key][0].sessions))
+        decoding = self.median(key, decode_tokens_per_evaluation)
+        assert value is not None
+        how = f"{decoding:.3f} after the prefill; prompts of 60 bytes, greedy"
+        return Row(figure, f"≤ {goal:g}", f"{value:.3f}", value <= goal, how)
+
+    def _evaluations(self, name: str, goal: float | None) -> Row:
+        figure = "evaluations per byte, greedy" + (", at the default beam" if not goal else "")
+        value = self.median(f"bytelm/{name}", evaluations_per_byte)
+        decoding = self.median(f"bytelm/{name}", decode_evaluations_per_byte)
+        if value is None:
+            return Row(figure, "", "", None)
+        how = f"prefill included; {decoding:.3f} without"
+        met = None if goal is None else value <= goal
+        return Row(figure, "" if goal is None else f"≤ {goal:g}", f"{value:.3f}", met, how)
+
+    def _prefill(self, name: str) -> Row:
+        figure, goal = "prefill of one 2,000-byte prompt", 100
+        mine = self.median(f"bytelm/{name}", prefill_seconds)
+        other = self.median(f"genlm/{name}", prefill_seconds)
+        if mine is None or other is None:
+            return Row(figure, "", "", None)
+        extrapolated = " (extrapolated)" if self._is_extrapolated(f"genlm/{name}") else ""
+        value = other / mine
+        how = f"{mine:.2f} s against {other:,.0f} s{extrapolated}"
+        return Row(figure, f"≥ {goal} × faster", f"{value:.3g} ×", value >= goal, how)
+
+    def _decode(self, short: str, long: str) -> Row:
+        figure, goal = "time per byte while decoding, 2,000 bytes against 60, 32 sessions", 1.4
+        near = self.median(f"bytelm/{short}", decode_seconds_per_byte)
+        far = self.median(f"bytelm/{long}", decode_seconds_per_byte)
+        if near is None or far is None:
+            return Row(figure, "", "", None)
+        how = f"{1000 * far:.2f} ms against {1000 * near:.2f} ms"
+        return Row(figure, f"≤ {goal:g} ×", f"{far / near:.2f} ×", far / near <= goal, how)
+
+    def _leaks(self, name: str) -> Row:
+        figure = f"{LEAK_EVALUATIONS:,} evaluations leave nothing behind"
+        if f"bytelm/{name}" not in self._by_key:
+            return Row(figure, "", "", None)
+        made = self._by_key[f"bytelm/{name}"][1][0]
+        left = ", ".join(f"{what} {count}" for what, count in made["left"].items())
+        how = f"{made['evaluations']:,} evaluations, {made['given_up']} calls given up"
+        clean = not any(made["left"].values())
+        return Row(figure, "nothing", "nothing" if clean else f"left: {left}", clean, how)
+
+    def table(self) -> str:
+        """The report as Markdown."""
+        lines = [
+            f"# {TITLES[self.which]}",
+            "",
+            f"{self.model}, float32, {processor()}, {len(os.sched_getaffinity(0))} cores; "
+            f"Python {platform.python_version()}. {self.minutes:.0f} minutes.",
+            "",
+        ]
+        rows = self.rows()
+        if rows:
+            lines += ["| figure | goal | measured | met | of |", "| --- | --: | --: | --- | --- |"]
+            for row in rows:
+                met = {True: "yes", False: "**no**", None: ""}[row.met]
+                lines.append(f"| {row.figure} | {row.goal} | {row.value} | {met} | {row.how} |")
+            lines.append("")
+        lines += [
+            "| case | K, threshold | seconds | bytes/s | evaluations/s | evaluations per byte "
+            "| tokens computed per byte | tokens cached per byte |",
+            "| --- | --: | --: | --: | --: | --: | --: | --: |",
+        ]
+        lines += [self._line(case, figures) for case, figures in self.measured.items() if figures]
+        return "\n".join([*lines, "", NOTES, ""])
+
+    def _line(self, case: Case, figures: list[Figures]) -> str:
+        def spread(figure: Callable[[Figures], float], digits: int = 1) -> str:
+            try:
+                values = [figure(one) for one in figures]
+            except (KeyError, ZeroDivisionError):
+                return ""
+            middle = f"{statistics.median(values):,.{digits}f}"
+            if len(values) == 1 or digits > 1:
+                return middle
+            return f"{middle} ({min(values):,.{digits}f} to {max(values):,.{digits}f})"
+
+        def per_byte(name: str) -> Callable[[Figures], float]:
+            return lambda one: float(one[name]) / float(one["bytes"])
+
+        beam = (
+            ""
+            if case.side == "native" or case.call in ("rounds", "leaks")
+            else (f"{case.K}, {case.threshold:g}")
+        )
+        cells = [
+            case.key + (" (extrapolated)" if self._is_extrapolated(case.key) else ""),
+            beam,
+            spread(lambda one: float(one["seconds"])),
+            spread(rate) if any(one["bytes"] for one in figures) else "",
+            spread(evaluation_rate),
+            spread(per_byte("evaluations"), 3),
+            spread(per_byte("tokens_computed"), 3),
+            spread(per_byte("tokens_cached"), 3),
+        ]
+        return "| " + " | ".join(cells) + " |"
+
+    def write(self, folder: Path) -> None:
+        """Writes table, figures and plots."""
+        folder.mkdir(parents=True, exist_ok=True)
+        name = {"main": "bench", "peers": "bench_peers", "all": "bench_all"}[self.which]
+        (folder / f"{name}.md").write_text(self.table())
+        about: dict[str, Any] = {
+            "model": self.model,
+            "processor": processor(),
+            "cores": len(os.sched_getaffinity(0)),
+            "python": platform.python_version(),
+            "minutes": self.minutes,
+            "goals": [asdict(row) for row in self.rows()],
+            "cases": [
+                {"key": case.key, "case": asdict(case), "repetitions": figures}
+                for case, figures in self.measured.items()
+            ],
+        }
+        (folder / f"{name}.json").write_text(json.dumps(about, indent=1) + "\n")
+        print(f"==> wrote {folder / name}.md, .json", file=sys.stderr)
+
+
+TITLES = {
+    "main": "bytelm against genlm-bytes and against the limit",
+    "peers": "genlm-bytes to the end",
+    "all": "bytelm in all sizes",
+}
+NOTES = """\
+Cases are named side/call-sessions×bytes of each prompt; 256 bytes are made after each, which EOS
+never ends: no side may choose it, so that all sessions have the same work. Rates run from
+submission to the last byte, prefill included. Medians, with the least and the most of the
+repetitions; before each of them all caches were cleared, after one discarded warm-up on other
+prompts. Evaluations of `native` are tokens."""
