@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -82,11 +82,14 @@ class ServerSettings(BaseSettings):
 
 
 class ClientSettings(BaseSettings):
-    """Where the client finds a server."""
+    """Where the client finds a server, and with which key it calls."""
 
     model_config = SettingsConfigDict(env_prefix="BYTELM_", env_ignore_empty=True, frozen=True)
 
     url: str = Field("http://127.0.0.1:8000", description="The server's address (`BYTELM_URL`).")
+    api_key: SecretStr | None = Field(
+        None, description="The key that calls are made with (`BYTELM_API_KEY`)."
+    )
 
 
 class EngineSettings(BaseSettings):

@@ -19,11 +19,17 @@ if TYPE_CHECKING:
     from bytelm_client.errors import BadAnswer as BadAnswer
     from bytelm_client.errors import BytelmClientError as BytelmClientError
     from bytelm_client.errors import CannotConnect as CannotConnect
+    from bytelm_client.errors import Conflict as Conflict
+    from bytelm_client.errors import Gone as Gone
     from bytelm_client.errors import InvalidRequest as InvalidRequest
     from bytelm_client.errors import ItemsFailed as ItemsFailed
+    from bytelm_client.errors import NotAllowed as NotAllowed
+    from bytelm_client.errors import NotFound as NotFound
     from bytelm_client.errors import NotReady as NotReady
     from bytelm_client.errors import ServerFailed as ServerFailed
     from bytelm_client.errors import TimedOut as TimedOut
+    from bytelm_client.errors import TookTooLong as TookTooLong
+    from bytelm_client.errors import TooManyRequests as TooManyRequests
     from bytelm_client.options import Beam as Beam
     from bytelm_client.results import Continuation as Continuation
     from bytelm_client.results import Model as Model
@@ -49,6 +55,12 @@ _HOMES = {
     "ItemsFailed": "errors",
     "NotReady": "errors",
     "ServerFailed": "errors",
+    "Conflict": "errors",
+    "Gone": "errors",
+    "NotAllowed": "errors",
+    "NotFound": "errors",
+    "TookTooLong": "errors",
+    "TooManyRequests": "errors",
     "TimedOut": "errors",
     "Beam": "options",
     "Continuation": "results",

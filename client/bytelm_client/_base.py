@@ -39,19 +39,43 @@ class Call(Generic[T]):
     # /health answers with its status in place of an error.
     expected: tuple[int, ...] = (200,)
 
+    def expects(self, response: httpx.Response) -> bool:
+        """Whether the response is an answer, not an error."""
+        return response.status_code in self.expected
+
+
+CONNECTIONS = httpx.Limits(max_connections=512, max_keepalive_connections=512)
+"""How many calls a client makes at the same time; others wait for a connection."""
+
 
 class BaseClient:
     """Builds requests and reads answers; a subclass sends them.
 
     Args:
         base_url: the server's address; by default ``BYTELM_URL``, else port 8000 on this machine.
+        api_key: the key to call with; by default ``BYTELM_API_KEY``, else none.
         timeout: seconds to wait for an answer; None waits for ever.
+        retries: how often a call is sent again when the connection breaks, or when the server
+            cannot answer now; with growing waits, or those that the server asks for.
     """
 
-    def __init__(self, base_url: str | None = None, *, timeout: float | None = 600.0) -> None:
-        self.base_url = (base_url or ClientSettings().url).rstrip("/")
-        # Connecting is quick or hopeless, however long an answer may take.
-        self.timeout = httpx.Timeout(timeout, connect=10.0)
+    def __init__(
+        self,
+        base_url: str | None = None,
+        *,
+        api_key: str | None = None,
+        timeout: float | None = 600.0,
+        retries: int = 3,
+    ) -> None:
+        settings = ClientSettings()
+        self.base_url = (base_url or settings.url).rstrip("/")
+        if api_key is None and settings.api_key is not None:
+            api_key = settings.api_key.get_secret_value()
+        self.retries = retries
+        # Connecting is quick or hopeless, however long an answer may take; a connection of one's
+        # own comes free when another call ends.
+        self.timeout = httpx.Timeout(timeout, connect=10.0, pool=None)
+        self._headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.base_url!r})"
@@ -105,7 +129,7 @@ class BaseClient:
     def _read(self, call: Call[T], response: httpx.Response) -> T:
         try:
             answer = response.json()
-            if response.status_code not in call.expected:
+            if not call.expects(response):
                 raise api_error(response.status_code, answer["error"])
             return call.read(answer)
         except (ValueError, LookupError, TypeError) as error:

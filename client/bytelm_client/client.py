@@ -1,14 +1,17 @@
 """The two clients: the same calls, sent in one's own time or awaited."""
 
+import asyncio
+import time
 from types import TracebackType
 from typing import Literal, Self, TypeVar, Unpack, overload
 
 import httpx
 
-from bytelm_client._base import BaseClient, Call
+from bytelm_client._base import CONNECTIONS, BaseClient, Call
 from bytelm_client.contexts import Context, Contexts, Texts
 from bytelm_client.options import BeamOptions, GreedyOptions, SampleOptions, ScoreOptions
 from bytelm_client.results import Continuation, Model, NextBytes, Score, Vocab
+from bytelm_client.retries import Attempts
 
 T = TypeVar("T")
 
@@ -26,12 +29,26 @@ class Client(BaseClient):
 
     Args:
         base_url: the server's address; by default ``BYTELM_URL``, else port 8000 on this machine.
+        api_key: the key to call with; by default ``BYTELM_API_KEY``, else none.
         timeout: seconds to wait for an answer; None waits for ever.
+        retries: how often a call is sent again when the connection breaks, or when the server
+            cannot answer now; with growing waits, or those that the server asks for.
+        transport: how to reach the server, where that is not by its address alone.
     """
 
-    def __init__(self, base_url: str | None = None, *, timeout: float | None = 600.0) -> None:
-        super().__init__(base_url, timeout=timeout)
-        self._http = httpx.Client(timeout=self.timeout)
+    def __init__(
+        self,
+        base_url: str | None = None,
+        *,
+        api_key: str | None = None,
+        timeout: float | None = 600.0,
+        retries: int = 3,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        super().__init__(base_url, api_key=api_key, timeout=timeout, retries=retries)
+        self._http = httpx.Client(
+            timeout=self.timeout, headers=self._headers, limits=CONNECTIONS, transport=transport
+        )
 
     def close(self) -> None:
         """Close the connections."""
@@ -49,11 +66,21 @@ class Client(BaseClient):
         self.close()
 
     def _send(self, call: Call[T]) -> T:
-        try:
-            response = self._http.send(self._request(self._http, call))
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise self._failed(error) from error
-        return self._read(call, response)
+        attempts = Attempts(self.retries)
+        while True:
+            try:
+                response = self._http.send(self._request(self._http, call))
+            except (httpx.HTTPError, httpx.InvalidURL) as error:
+                wait = attempts.after_error(error)
+                if wait is None:
+                    raise self._failed(error) from error
+            else:
+                if call.expects(response):
+                    return self._read(call, response)
+                wait = attempts.after_answer(response)
+                if wait is None:
+                    return self._read(call, response)
+            time.sleep(wait)
 
     def health(self) -> str:
         """``"ready"``, or ``"starting"``, ``"draining"`` or ``"dead"``."""
@@ -161,12 +188,26 @@ class AsyncClient(BaseClient):
 
     Args:
         base_url: the server's address; by default ``BYTELM_URL``, else port 8000 on this machine.
+        api_key: the key to call with; by default ``BYTELM_API_KEY``, else none.
         timeout: seconds to wait for an answer; None waits for ever.
+        retries: how often a call is sent again when the connection breaks, or when the server
+            cannot answer now; with growing waits, or those that the server asks for.
+        transport: how to reach the server, where that is not by its address alone.
     """
 
-    def __init__(self, base_url: str | None = None, *, timeout: float | None = 600.0) -> None:
-        super().__init__(base_url, timeout=timeout)
-        self._http = httpx.AsyncClient(timeout=self.timeout)
+    def __init__(
+        self,
+        base_url: str | None = None,
+        *,
+        api_key: str | None = None,
+        timeout: float | None = 600.0,
+        retries: int = 3,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        super().__init__(base_url, api_key=api_key, timeout=timeout, retries=retries)
+        self._http = httpx.AsyncClient(
+            timeout=self.timeout, headers=self._headers, limits=CONNECTIONS, transport=transport
+        )
 
     async def aclose(self) -> None:
         """Close the connections."""
@@ -184,11 +225,21 @@ class AsyncClient(BaseClient):
         await self.aclose()
 
     async def _send(self, call: Call[T]) -> T:
-        try:
-            response = await self._http.send(self._request(self._http, call))
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise self._failed(error) from error
-        return self._read(call, response)
+        attempts = Attempts(self.retries)
+        while True:
+            try:
+                response = await self._http.send(self._request(self._http, call))
+            except (httpx.HTTPError, httpx.InvalidURL) as error:
+                wait = attempts.after_error(error)
+                if wait is None:
+                    raise self._failed(error) from error
+            else:
+                if call.expects(response):
+                    return self._read(call, response)
+                wait = attempts.after_answer(response)
+                if wait is None:
+                    return self._read(call, response)
+            await asyncio.sleep(wait)
 
     async def health(self) -> str:
         """``"ready"``, or ``"starting"``, ``"draining"`` or ``"dead"``."""

@@ -9,7 +9,13 @@
     ├── ItemsFailed                some of several results failed; the others' results are in it
     └── APIError                   the server answered with an error
         ├── InvalidRequest         4xx: the call is at fault
+        │   ├── NotAllowed         401, 403: the key is missing, wrong, or not for this
+        │   ├── NotFound           404: there is no such session, or nothing at the address
+        │   ├── Conflict           409: not in the state that the call expects
+        │   ├── Gone               410: the session has ended
+        │   └── TooManyRequests    429: more than the server takes now, or from this key
         ├── NotReady               503: the server is starting, stopping, or its model is dead
+        ├── TookTooLong            504: the call did not end within the server's deadline
         └── ServerFailed           other 5xx: the server is at fault
 """
 
@@ -59,8 +65,32 @@ class InvalidRequest(APIError):
     """The call is at fault; ``param`` says which field."""
 
 
+class NotAllowed(InvalidRequest):
+    """The API key is missing or wrong, or does not allow the call."""
+
+
+class NotFound(InvalidRequest):
+    """There is no such session, or not with this key; or nothing is at the address."""
+
+
+class Conflict(InvalidRequest):
+    """The session is not in the state that the call expects; ``code`` says how it differs."""
+
+
+class Gone(InvalidRequest):
+    """The session has ended."""
+
+
+class TooManyRequests(InvalidRequest):
+    """The server takes no more calls now, or no more from this key."""
+
+
 class NotReady(APIError):
     """The server is starting, stopping, or its model is dead; ``code`` says which."""
+
+
+class TookTooLong(APIError):
+    """The call did not end within the server's deadline; ask for less at a time."""
 
 
 class ServerFailed(APIError):
@@ -82,13 +112,21 @@ class ItemsFailed(BytelmClientError):
         self.results = list(results)
 
 
+_KINDS: dict[int, type[APIError]] = {
+    401: NotAllowed,
+    403: NotAllowed,
+    404: NotFound,
+    409: Conflict,
+    410: Gone,
+    429: TooManyRequests,
+    503: NotReady,
+    504: TookTooLong,
+}
+
+
 def api_error(status: int, detail: Mapping[str, Any]) -> APIError:
     """The error for a status and the ``error`` object of an answer."""
-    kind: type[APIError] = ServerFailed
-    if status < 500:
-        kind = InvalidRequest
-    elif status == 503:
-        kind = NotReady
+    kind = _KINDS.get(status, InvalidRequest if status < 500 else ServerFailed)
     return kind(
         str(detail["message"]),
         status=status,

@@ -273,7 +273,7 @@ def test_failed_items_leave_the_results_of_the_others(client: Client) -> None:
 
 
 def test_a_server_that_is_starting_is_not_ready(start_stub: Callable[..., str]) -> None:
-    client = Client(start_stub("--wait"))
+    client = Client(start_stub("--wait"), retries=0)
     assert client.health() == "starting"
     with pytest.raises(NotReady) as caught:
         client.greedy("hello", 3)
@@ -318,3 +318,16 @@ def test_another_server_at_the_address() -> None:
 def test_the_address_comes_from_the_environment(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BYTELM_URL", url + "/")
     assert Client().health() == "ready"
+
+
+def test_the_key_is_sent_with_every_call(
+    url: str, http: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def sent(client: Client) -> str | None:
+        return client._http.build_request("GET", url).headers.get("authorization")
+
+    assert sent(Client(url)) is None
+    assert sent(Client(url, api_key="a key")) == "Bearer a key"
+    monkeypatch.setenv("BYTELM_API_KEY", "another")
+    assert sent(Client(url)) == "Bearer another"
+    assert "another" not in repr(Client(url))
