@@ -79,6 +79,23 @@ class ServerSettings(BaseSettings):
     concurrency: int = Field(
         128, ge=1, description="Texts of one call that are worked on at a time; the others wait."
     )
+    max_running_calls: int = Field(
+        256, ge=1, description="Calls that are worked on at a time; others wait for their turn."
+    )
+    max_waiting_calls: int = Field(
+        1024, ge=0, description="Calls that may wait for their turn; more are refused with 429."
+    )
+    call_seconds: float = Field(
+        600.0, gt=0, description="How long a call may take, waiting included; then 504."
+    )
+    max_walked_bytes: int = Field(
+        8192,
+        ge=1,
+        description="The longest context that is followed byte by byte, with prefill exact.",
+    )
+    max_row_values: int = Field(
+        1 << 20, ge=1, description="The most log-probabilities in one JSON answer."
+    )
 
 
 class ClientSettings(BaseSettings):

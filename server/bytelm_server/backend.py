@@ -18,6 +18,7 @@ from typing import Literal
 
 from bytelm.settings import ServerSettings
 from bytelm.token_lm import AsyncTokenLM
+from bytelm_server.admission import Admission
 from bytelm_server.errors import Unavailable
 from bytelm_server.service import ByteService
 
@@ -38,6 +39,7 @@ class Backend:
 
     def __init__(self, open_lm: OpenLM, settings: ServerSettings) -> None:
         self.settings = settings
+        self.admission = Admission(settings.max_running_calls, settings.max_waiting_calls)
         self._open_lm = open_lm
         self._service: asyncio.Future[ByteService] | None = None
         self._draining = False
@@ -66,8 +68,9 @@ class Backend:
         return self._service.result()
 
     def drain(self) -> None:
-        """Take no new calls."""
+        """Take no new calls, and give those that wait for their turn up."""
         self._draining = True
+        self.admission.close(Unavailable("draining", _REASONS["draining"]))
 
     async def started(self) -> ByteService:
         """The service as soon as it is there; raises what kept the model from starting."""

@@ -16,6 +16,7 @@ type                      status  codes
 ``invalid_request``       415     ``unsupported_media_type``
 ``not_found``             404     ``not_found``
 ``method_not_allowed``    405     ``method_not_allowed``
+``overloaded``            429     ``queue_full``
 ``unavailable``           503     ``starting``, ``draining``, ``dead``
 ``timeout``               504     ``deadline_passed``
 ``internal_error``        500     ``internal_error``

@@ -45,6 +45,24 @@ class Limits:
         if count > most:
             raise LimitExceeded(f"one call takes at most {most} contexts, not {count}", "contexts")
 
+    def check_rows(self, rows: int, width: int) -> None:
+        """How many log-probabilities an answer in JSON may have."""
+        most = self.settings.max_row_values
+        if rows * width > most:
+            raise LimitExceeded(
+                f"one answer has at most {most} log-probabilities, not {rows} × {width}: ask for "
+                "fewer contexts, or for the top ones only",
+                "contexts",
+            )
+
+    def check_walk(self, length: int) -> None:
+        """How many bytes may be followed one by one."""
+        most = self.settings.max_walked_bytes
+        if length > most:
+            raise LimitExceeded(
+                f"at most {most} bytes are followed one by one here, not {length}: use prefill fast"
+            )
+
     def check_generation(self, contexts: int, n: int, steps: int) -> None:
         """How much a call may generate."""
         one, texts, total = (
@@ -73,12 +91,16 @@ class Limits:
             message = f"one call scores at most {total} bytes in all, not {sum(lengths)}"
             raise LimitExceeded(message, "continuations")
 
-    async def check_context(self, context: Context, vocab: ByteVocab, fits: int | None) -> None:
+    async def check_context(
+        self, context: Context, vocab: ByteVocab, fits: int | None, prefill: str = "fast"
+    ) -> None:
         """How long a context may be; ContextTooLong if it is the model that cannot take it."""
         most = self.settings.max_context_bytes
         if context.length > most:
             message = f"a context can have at most {most} bytes here, this one has {context.length}"
             raise LimitExceeded(message)
+        if prefill == "exact":
+            self.check_walk(context.length)
         specials = len(vocab.initial_context) + len(context.segments)
         if fits is None or context.length + len(vocab.prefix) + specials <= fits:
             return

@@ -113,6 +113,8 @@ class ByteService:
         self, call: requests.NextBytesCall, cache_salt: str | None = None
     ) -> answers.Answer[Any]:
         """The distribution over the next byte, whole or its ``top`` bytes."""
+        self.limits.check_contexts(call.count)
+        self.limits.check_rows(call.count, call.top or 256)
 
         async def work(run: _Run, state: ByteBeamState, index: int) -> list[_Outcome]:
             async with run.turn:
@@ -303,7 +305,9 @@ class _Run:
             vocab = self.lm.vocab
             context = await given.context(vocab, self._service.chat_template, place)
             self.bytes_in += context.length
-            await self._service.limits.check_context(context, vocab, self.lm.max_context_tokens)
+            await self._service.limits.check_context(
+                context, vocab, self.lm.max_context_tokens, self._prefill
+            )
             return await begin(self.lm, self._params, context, mode=self._prefill)
 
     def events(self, work: Coroutine[Any, Any, Any], results: int) -> Events:

@@ -16,23 +16,25 @@ import asyncio
 import base64
 import codecs
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Coroutine, Mapping
+from collections.abc import AsyncGenerator, Coroutine, Mapping
 from contextlib import aclosing
-from typing import Any, TypeVar
+from typing import Any
 
 import orjson
 from fastapi.sse import EventSourceResponse
 from starlette.types import Receive, Scope, Send
 
 from bytelm_server.answers import BytesOut
-from bytelm_server.errors import DeadlinePassed, ErrorBody, detail_of
+from bytelm_server.deadlines import before
+from bytelm_server.errors import ErrorBody, detail_of
 
 _log = logging.getLogger(__name__)
 
-T = TypeVar("T")
-
 Events = AsyncGenerator[Mapping[str, Any], None]
 """The events of a stream, in order; closing it ends the work."""
+
+SLOW_READERS_SECONDS = 5.0
+"""How long after its deadline a stream may still be on its way."""
 
 DONE = b"data: [DONE]\n\n"
 
@@ -83,30 +85,20 @@ class EventStream(EventSourceResponse):
         self, first: Mapping[str, Any] | None, rest: Events, deadline: float | None = None
     ) -> None:
         self._events = rest
+        self._deadline = deadline
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
         super().__init__(_wire(first, rest, deadline), headers=headers)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the events; whatever happens, no work for them goes on."""
         async with aclosing(self._events):
-            await super().__call__(scope, receive, send)
-
-
-async def before(deadline: float | None, work: Awaitable[T]) -> T:
-    """The result of ``work``, which is cancelled when the event loop's clock shows ``deadline``.
-
-    Raises:
-        DeadlinePassed: after the work was cancelled.
-    """
-    try:
-        async with asyncio.timeout_at(deadline) as limit:
-            return await work
-    except TimeoutError:
-        if not limit.expired():
-            raise
-        raise DeadlinePassed(
-            "the call took longer than a call may here: ask for less at a time"
-        ) from None
+            try:
+                # Past its deadline a stream ends by itself, unless its reader does not read.
+                limit = None if self._deadline is None else self._deadline + SLOW_READERS_SECONDS
+                async with asyncio.timeout_at(limit):
+                    await super().__call__(scope, receive, send)
+            except TimeoutError:
+                _log.warning("a stream was cut off: its reader does not read")
 
 
 async def _wire(

@@ -1,9 +1,11 @@
-"""A real server process over a StubLM; run with the port as its argument.
+"""A real server process over a StubLM; run with the port as its argument, and ``--set name=value``
+for settings.
 
 Besides the API it has ``/test/…`` routes, by which a test sees and steers the model.
 """
 
 import asyncio
+import itertools
 import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -31,6 +33,8 @@ SETTINGS = ServerSettings(
     max_results=50,
     max_total_steps=1500,
     concurrency=8,
+    max_walked_bytes=150,
+    max_row_values=39 * 256,
 )
 
 
@@ -74,7 +78,11 @@ def main() -> None:
         await start.wait()
         yield lm
 
-    app = create_app(open_lm if "--wait" in sys.argv else lm, SETTINGS)
+    changes = dict(
+        value.split("=", 1) for flag, value in itertools.pairwise(sys.argv) if flag == "--set"
+    )
+    settings = ServerSettings(**SETTINGS.model_dump(exclude_unset=True) | changes)
+    app = create_app(open_lm if "--wait" in sys.argv else lm, settings)
 
     @app.get("/test/evaluations")
     async def evaluations() -> int:

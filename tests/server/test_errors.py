@@ -84,6 +84,7 @@ WRONG = [
     ({"context": {"messages": [{"role": "user"}]}}, "missing_field", MESSAGE),
     ({"context": {"text": "a", "add_generation_prompt": False}}, "invalid_value", "context"),
     ({"context": {"tokens": [1]}}, "not_supported", "context.tokens"),
+    ({"prefill": "exact", "context": "x" * 151}, "limit_exceeded", "context"),
     ({"stream": 1}, "invalid_value", "stream"),
 ]
 
@@ -207,6 +208,12 @@ def test_missing_steps(http: httpx.Client) -> None:
 def test_too_many_contexts(http: httpx.Client) -> None:
     error = error_of(http.post("/v1/next_bytes", json={"contexts": ["a"] * 41}))
     assert (error["code"], error["param"]) == ("limit_exceeded", "contexts")
+
+
+def test_too_many_log_probabilities(http: httpx.Client) -> None:
+    error = error_of(http.post("/v1/next_bytes", json={"contexts": ["a"] * 40}))
+    assert error["code"] == "limit_exceeded"
+    assert http.post("/v1/next_bytes", json={"contexts": ["a"] * 40, "top": 5}).status_code == 200
 
 
 def test_no_contexts(http: httpx.Client) -> None:
