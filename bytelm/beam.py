@@ -62,6 +62,9 @@ class BeamParams:
         eos_tokens: an older name of ``eos_byte_strings``.
         special_tokens: ``"special"`` keeps special tokens out of texts; ``"literal"`` reads them
             as the bytes of their names and has no EOS unless given, for comparisons.
+        max_context_length: how many tokens a context has at most, at least 2. A state that reaches
+            it goes on with the last half of them, from a word's end on, behind the first token
+            (BOS). None for the model's limit, at which a text ends.
 
     Raises:
         BeamError: when a value is outside its range.
@@ -76,6 +79,7 @@ class BeamParams:
     heal_max_splits: int | None = None
     eos_tokens: Iterable[bytes | int] | None = None
     special_tokens: str = "special"
+    max_context_length: int | None = None
     log_prune_threshold: float = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -90,6 +94,10 @@ class BeamParams:
         if self.special_tokens not in ("special", "literal"):
             raise BeamError(
                 f'special_tokens is "special" or "literal", got {self.special_tokens!r}'
+            )
+        if self.max_context_length is not None and self.max_context_length < 2:
+            raise BeamError(
+                f"max_context_length must be at least 2 for bytes, got {self.max_context_length}"
             )
         if self.eos_tokens is not None:
             if self.eos_byte_strings is not None:
@@ -185,6 +193,7 @@ class ByteBeamState(StatefulByteLM):
         roots: Sequence[tuple[Path, float]] = (),
         terminated: bool = False,
         rows: dict[tuple[int, int], Row] | None = None,
+        forgotten: bytes | None = None,
     ) -> None:
         """For this package; users begin with ``initial``.
 
@@ -197,6 +206,7 @@ class ByteBeamState(StatefulByteLM):
             roots: tokens and weight of candidates at the root, or at EOS if ``terminated``.
             terminated: whether EOS was consumed.
             rows: evaluations made so far, by (candidate, token that ends it).
+            forgotten: what ``max_context_length`` took from the beginning; None for nothing.
         """
         self.source = source
         self.params = params
@@ -206,6 +216,7 @@ class ByteBeamState(StatefulByteLM):
         self._candidates = candidates
         self._roots = roots
         self._rows: dict[tuple[int, int], Row] = {} if rows is None else rows
+        self._forgotten = forgotten
         self._log_z: float | None = None
 
     @classmethod
@@ -223,7 +234,8 @@ class ByteBeamState(StatefulByteLM):
             llm: the token LM; a genlm.backend model is adapted (see ``bytelm.genlm``).
             params: the beam's parameters.
             trie_opts: how genlm-bytes builds its trie; not used, but calls that have it run.
-            initial_context: token ids; by default the model's BOS.
+            initial_context: token ids; by default the model's BOS. Of more than
+                ``params.max_context_length``, the first and the last are taken.
 
         Raises:
             VocabError: when no context is given and the model has neither BOS nor EOS.
@@ -235,11 +247,9 @@ class ByteBeamState(StatefulByteLM):
         anchor = tuple(context)
         state = cls(source, params, anchor, roots=[(anchor, 0.0)])
         if initial_context is None and source.vocab.prefix:
-            state = await state._walk(source.vocab.prefix)
             # The tokenizer put it there, not the model: it has no part in logZ.
-            weight = state._candidates.weight - state.logZ
-            state = state._with(state._paths, state._candidates._replace(weight=weight))
-        return state
+            state = (await state._walk(source.vocab.prefix))._weighing(0.0)
+        return state._shortened()
 
     # What the beam holds.
 
@@ -275,12 +285,14 @@ class ByteBeamState(StatefulByteLM):
         """The bytes consumed so far."""
         for candidate in self:
             text = self.source.vocab.decode(candidate.tokens) + candidate.partial
-            return text.removeprefix(self._prefix)
+            return (self._forgotten or b"") + text.removeprefix(self._prefix)
         return b""
 
     @property
     def at_limit(self) -> bool:
         """Whether the best candidate ought to be extended, but is as long as the model takes."""
+        if self._most is not None:
+            return False
         if not self._paths:
             return any(not self.source.fits(len(path)) for path, _ in self._roots)
         if self.source.fits(len(self._paths[0]) + 1):
@@ -291,6 +303,8 @@ class ByteBeamState(StatefulByteLM):
     @property
     def _prefix(self) -> bytes:
         """What the tokenizer put before the whole text; nothing if a special token comes first."""
+        if self._forgotten is not None:
+            return b""
         vocab = self.source.vocab
         length = len(vocab.initial_context)
         first = self._anchor[length : length + 1]
@@ -348,6 +362,14 @@ class ByteBeamState(StatefulByteLM):
         return LazyByteProbs(kernels.log_normalised(total))
 
     async def __lshift__(self, b: int) -> Self:
+        state = await self._moved(b)
+        most = self._most
+        if most is None or state.terminated or all(len(path) < most for path in state._paths):
+            return state
+        return await state._slid()
+
+    async def _moved(self, b: int) -> Self:
+        """The state after ``b``, however long its candidates are."""
         b = check_symbol(b)
         self._check_open()
         trie = self.source.trie
@@ -439,13 +461,17 @@ class ByteBeamState(StatefulByteLM):
         self._check_open()
         if not added:
             return self
-        before = self._text
-        trunk = TrunkFinder.of(self.source.vocab).find(before + added, tail)
-        self._check_fits(len(trunk.tokens) + len(trunk.rest_tokens))
+        whole = self._text + added
+        trunk = TrunkFinder.of(self.source.vocab).find(whole, tail)
+        length = len(self._anchor) + len(trunk.tokens) + len(trunk.rest_tokens)
+        if self._most is None:
+            self._check_fits(length)
         fresh = self._is_fresh
         spelling = self._reading(self.source.spelling_eos())
         if mode == "exact" or (len(added) <= SHORT and not fresh):
             state = await spelling._walk(added)
+        elif self._most is not None and length > self._most:
+            state = await spelling._ending(whole, tail)
         elif trunk.tokens or fresh:
             state = await spelling._from_trunk(trunk)
         else:
@@ -456,7 +482,8 @@ class ByteBeamState(StatefulByteLM):
         """The state after ``text`` and tokens that are none, such as ``<|im_start|>``.
 
         This is an intervention: all text before the tokens is read canonically, so that one
-        candidate is left; no weight changes, and nothing is evaluated.
+        candidate is left; no weight changes, and nothing is evaluated. What ``max_context_length``
+        has no room for is left out at the beginning.
 
         Raises:
             VocabError: when one of ``tokens`` is not in the vocabulary, or has bytes.
@@ -468,9 +495,10 @@ class ByteBeamState(StatefulByteLM):
             if not 0 <= token < vocab.size or vocab.token_bytes[token]:
                 raise VocabError(f"token {token} cannot be inserted: it is no special token")
         ids = vocab.encode(self._text + text) if text or not self._is_fresh else []
-        self._check_fits(len(ids) + len(tokens))
         anchor = (*self._anchor, *ids, *tokens)
-        return type(self)(self.source, self.params, anchor, roots=[(anchor, self.logZ)])
+        if self._most is None:
+            self._check_fits(len(anchor))
+        return self._anchored(anchor, self.logZ, self._forgotten)._shortened()
 
     async def sample(
         self,
@@ -511,7 +539,7 @@ class ByteBeamState(StatefulByteLM):
             wanted += [_Wanted((-1, i), *root) for i, root in enumerate(self._roots)]
         if not wanted and need_one:
             wanted = sorted(self._extensions(log_z, -math.inf), key=lambda one: -one.weight)[:1]
-        return [one for one in wanted if self.source.fits(len(one.path))] if wanted else wanted
+        return [one for one in wanted if self._fits(len(one.path))] if wanted else wanted
 
     async def _open(self, wanted: Sequence[_Wanted]) -> list[_Opened]:
         """Evaluates what was not evaluated yet."""
@@ -571,6 +599,72 @@ class ByteBeamState(StatefulByteLM):
             state = await (state.prune() << b)
         return state
 
+    # How long it gets.
+
+    @property
+    def _most(self) -> int | None:
+        """The length at which it goes on with a part of its tokens; None if it does not."""
+        most, model = self.params.max_context_length, self.source.lm.max_context_tokens
+        return most if most is None or model is None else min(most, model)
+
+    def _fits(self, length: int) -> bool:
+        most = self._most
+        return self.source.fits(length) if most is None else length <= most
+
+    def has_room_for(self, tokens: int) -> bool:
+        """Whether so many tokens can be added before ``max_context_length`` plays a part."""
+        most = self._most
+        return most is None or all(len(c.tokens) + 1 + tokens <= most for c in self)
+
+    async def _slid(self) -> Self:
+        """The same text, of which only the end is left to condition on."""
+        return (await self._ending(self._text, TAIL))._weighing(self.logZ)
+
+    async def _ending(self, text: bytes, tail: int) -> Self:
+        """The state after ``text`` behind the anchor, by no more than half as many tokens as fit.
+
+        Its walk may leave candidates as long as that, which are then not extended.
+        """
+        finder = TrunkFinder.of(self.source.vocab)
+        base, rest = self._halved(text)
+        return await base._from_trunk(finder.find(rest, tail))
+
+    def _halved(self, text: bytes) -> tuple[Self, bytes]:
+        """The beginning of a state, and what it is to consume, in half as many tokens as fit.
+
+        The first token stays in its place: models do not work well without it.
+        """
+        vocab, anchor = self.source.vocab, self._anchor
+        assert self._most is not None
+        half = self._most // 2
+        rest = TrunkFinder.of(vocab).last(text, half)
+        room = half - len(vocab.encode(text)) if rest == text else 0
+        kept = (*anchor[:1], *anchor[max(1, len(anchor) - max(room, 0)) :])
+        forgotten = self._forgotten
+        if kept != anchor or rest != text:
+            whole = (vocab.decode(anchor) + text).removeprefix(self._prefix)
+            gone = len(whole) - len(vocab.decode(kept) + rest)
+            forgotten = (forgotten or b"") + whole[:gone]
+        return self._anchored(kept, 0.0, forgotten), rest
+
+    def _shortened(self) -> Self:
+        """A state right behind its anchor, of which only the end is left if it is too long."""
+        if self._fits(len(self._anchor)) or self._most is None:
+            return self
+        return self._halved(b"")[0]._weighing(self.logZ)
+
+    def _anchored(self, anchor: Path, weight: float, forgotten: bytes | None) -> Self:
+        return type(self)(
+            self.source, self.params, anchor, roots=[(anchor, weight)], forgotten=forgotten
+        )
+
+    def _weighing(self, log_z: float) -> Self:
+        """The same shares of another total."""
+        more = log_z - self.logZ
+        candidates = self._candidates._replace(weight=self._candidates.weight + more)
+        roots = [(path, weight + more) for path, weight in self._roots]
+        return self._with(self._paths, candidates, roots, self.terminated, self._rows)
+
     async def _from_trunk(self, trunk: Trunk) -> Self:
         """The state behind a trunk, walked on through the rest.
 
@@ -582,19 +676,20 @@ class ByteBeamState(StatefulByteLM):
         submitted = {
             path: asyncio.ensure_future(self.source.lm.next_token_logprobs(path))
             for path in ahead[:AHEAD]
-            if self.source.fits(len(path))
+            if self._fits(len(path))
         }
         try:
-            source = self.source.knowing(submitted)
-            state = type(self)(source, self.params, self._anchor, roots=[(base, 0.0)])
-            return await state._walk(trunk.rest)
+            state = self._with((), _NONE, [(base, 0.0)])
+            state.source = self.source.knowing(submitted)
+            for b in trunk.rest:
+                state = await state.prune()._moved(b)
+            return state
         finally:
             for task in submitted.values():
                 task.cancel()
             await asyncio.gather(*submitted.values(), return_exceptions=True)
 
     def _check_fits(self, length: int) -> None:
-        length += len(self._anchor)
         if not self.source.fits(length):
             raise ContextTooLong(
                 f"the context is {length} tokens long, the model takes at most "
@@ -627,7 +722,15 @@ class ByteBeamState(StatefulByteLM):
         rows: dict[tuple[int, int], Row] | None = None,
     ) -> Self:
         return type(self)(
-            self.source, self.params, self._anchor, paths, candidates, roots, terminated, rows
+            self.source,
+            self.params,
+            self._anchor,
+            paths,
+            candidates,
+            roots,
+            terminated,
+            rows,
+            self._forgotten,
         )
 
     def _reading(self, source: RowSource) -> Self:

@@ -145,14 +145,15 @@ async def begin(
     Raises:
         VocabError: as ``Context.tokens``.
         BeamError: when ``mode`` or ``tail`` is no valid value.
-        ContextTooLong: before any evaluation, when the model takes fewer tokens.
+        ContextTooLong: before any evaluation, when the model takes fewer tokens, and there is no
+            ``max_context_length`` that leaves the first ones out.
     """
     lm = as_token_lm(lm)
     vocab, most = lm.vocab, lm.max_context_tokens
     head, text = context.split()
     anchor = head.tokens(vocab)
     length = len(anchor) + len(_spelled(text, anchor, vocab))
-    if most is not None and length > most:
+    if params.max_context_length is None and most is not None and length > most:
         raise ContextTooLong(
             f"the context is {length} tokens long, the model takes at most {most}: shorten it"
         )

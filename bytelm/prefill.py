@@ -93,6 +93,24 @@ class TrunkFinder:
                     return Trunk(tuple(ids[:n]), text[cut:], tuple(ids[n:]))
         return Trunk((), text, tuple(ids))
 
+    def last(self, text: bytes, tokens: int) -> bytes:
+        """The end of ``text``, of at most so many canonical tokens.
+
+        It begins at a word end where there is one in the first half of them: from there on its own
+        canonical tokenization is that within ``text``.
+        """
+        ids = self._vocab.encode(text)
+        if len(ids) <= tokens:
+            return text
+        lengths = [len(self._vocab.token_bytes[i]) for i in ids]
+        start = sum(lengths[: len(ids) - tokens])
+        cut = start
+        for length in lengths[len(ids) - tokens : len(ids) - tokens // 2]:
+            if self._is_word_end(text, cut):
+                return text[cut:]
+            cut += length
+        return text[start:]
+
     def _is_word_end(self, text: bytes, at: int) -> bool:
         left, right = _last_character(text[:at]), _first_character(text[at:])
         return (

@@ -12,7 +12,7 @@ steps, of which only the last takes the model::
 
 This is exact for a beam without limits, and at a finite beam closer to exact than the walk: no
 candidate is dropped on the way. Filters and masks on bytes have no counterpart on tokens, so they
-need the walk.
+need the walk; so does a ``max_context_length`` that would be reached on the way.
 
 This module knows beams and token LMs; it must not know how a token LM generates.
 """
@@ -124,7 +124,16 @@ def sample(
         MethodError: when ``"token"`` is wanted but not possible.
     """
     lm = state.source.lm if isinstance(state, ByteBeamState) else None
-    if by_tokens(method, lm, draw, valid_utf8=valid_utf8, logprobs=logprobs):
+    tokens = by_tokens(method, lm, draw, valid_utf8=valid_utf8, logprobs=logprobs)
+    if tokens and isinstance(state, ByteBeamState) and not state.has_room_for(steps):
+        if method == "token":
+            raise MethodError(
+                'method "token" forgets nothing on the way, and max_context_length has no room for '
+                f'{steps} more tokens: use "byte" or "auto"',
+                "method",
+            )
+        tokens = False
+    if tokens:
         assert isinstance(state, ByteBeamState)
         assert isinstance(draw, Draw)
         return sample_tokens(state, steps, draw, stop=stop)
