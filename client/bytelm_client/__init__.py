@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from bytelm_client.results import Score as Score
     from bytelm_client.results import Usage as Usage
     from bytelm_client.results import Vocab as Vocab
+    from bytelm_client.streams import AsyncStream as AsyncStream
+    from bytelm_client.streams import Stream as Stream
 
 _HOMES = {
     "AsyncClient": "client",
@@ -69,6 +71,8 @@ _HOMES = {
     "Score": "results",
     "Usage": "results",
     "Vocab": "results",
+    "AsyncStream": "streams",
+    "Stream": "streams",
 }
 
 __all__ = sorted(_HOMES)

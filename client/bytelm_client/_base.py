@@ -21,6 +21,7 @@ from bytelm_client.errors import (
     ItemsFailed,
     TimedOut,
     api_error,
+    api_error_of,
 )
 from bytelm_client.options import options_json
 from bytelm_client.results import Continuation, Model, NextBytes, Score, Usage, Vocab
@@ -123,6 +124,14 @@ class BaseClient:
         }
         return Call("POST", "/v1/score", _results(_read_score, one), body)
 
+    def _stream(
+        self, path: str, context: Context, steps: int, options: Mapping[str, Any]
+    ) -> Call[None]:
+        if not is_one(context):
+            raise TypeError("a stream has one context")
+        body = {**_contexts(context), "steps": steps, **options_json(options), "stream": True}
+        return Call("POST", path, _no_answer, body)
+
     def _request(self, http: httpx.Client | httpx.AsyncClient, call: Call[Any]) -> httpx.Request:
         return http.build_request(call.method, self.base_url + call.path, json=call.body)
 
@@ -138,12 +147,22 @@ class BaseClient:
                 f" (status {response.status_code}); is the address right?"
             ) from error
 
+    def _broken(self, error: Exception | None, count: int) -> Exception:
+        """The error for a stream that ended too early, after so many bytes."""
+        if isinstance(error, httpx.TimeoutException):
+            return TimedOut(f"{self.base_url} fell silent after {count} bytes")
+        return CannotConnect(f"the connection to {self.base_url} broke after {count} bytes")
+
     def _failed(self, error: httpx.HTTPError | httpx.InvalidURL) -> Exception:
         if isinstance(error, httpx.TimeoutException) and not isinstance(
             error, httpx.ConnectTimeout
         ):
             return TimedOut(f"{self.base_url} did not answer in time")
         return CannotConnect(f"no answer from {self.base_url}: {error}; is the server running?")
+
+
+def _no_answer(answer: Any) -> None:
+    """A stream has no whole answer to read."""
 
 
 def _contexts(context: Context | Contexts) -> dict[str, Any]:
@@ -161,7 +180,7 @@ def _results(
         errors: dict[int, APIError] = {}
         for place, result in enumerate(answer["results"]):
             if "error" in result:
-                errors[place] = api_error(400, result["error"])
+                errors[place] = api_error_of(result["error"])
                 results.append(None)
             else:
                 results.append(read(result, usage, place))

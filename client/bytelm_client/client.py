@@ -2,8 +2,10 @@
 
 import asyncio
 import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from types import TracebackType
-from typing import Literal, Self, TypeVar, Unpack, overload
+from typing import Any, Literal, Self, TypeVar, Unpack, overload
 
 import httpx
 
@@ -12,6 +14,7 @@ from bytelm_client.contexts import Context, Contexts, Texts
 from bytelm_client.options import BeamOptions, GreedyOptions, SampleOptions, ScoreOptions
 from bytelm_client.results import Continuation, Model, NextBytes, Score, Vocab
 from bytelm_client.retries import Attempts
+from bytelm_client.streams import AsyncStream, Event, Stream
 
 T = TypeVar("T")
 
@@ -66,21 +69,39 @@ class Client(BaseClient):
         self.close()
 
     def _send(self, call: Call[T]) -> T:
+        return self._read(call, self._respond(call))
+
+    def _respond(self, call: Call[Any], stream: bool = False) -> httpx.Response:
+        """The response to take, after as many attempts as it takes; an error's is read."""
         attempts = Attempts(self.retries)
         while True:
             try:
-                response = self._http.send(self._request(self._http, call))
+                request = self._request(self._http, call)
+                response = self._http.send(request, stream=stream)
+                if call.expects(response):
+                    return response
+                response.read()
+                wait = attempts.after_answer(response)
+                if wait is None:
+                    return response
             except (httpx.HTTPError, httpx.InvalidURL) as error:
                 wait = attempts.after_error(error)
                 if wait is None:
                     raise self._failed(error) from error
-            else:
-                if call.expects(response):
-                    return self._read(call, response)
-                wait = attempts.after_answer(response)
-                if wait is None:
-                    return self._read(call, response)
             time.sleep(wait)
+
+    @contextmanager
+    def _open(self, call: Call[Any]) -> Iterator[httpx.Response]:
+        response = self._respond(call, stream=True)
+        try:
+            if not call.expects(response):
+                self._read(call, response)
+            yield response
+        finally:
+            response.close()
+
+    def _streamed(self, call: Call[None], told: Callable[[Event], None] | None = None) -> Stream:
+        return Stream(lambda: self._open(call), self._broken, told)
 
     def health(self) -> str:
         """``"ready"``, or ``"starting"``, ``"draining"`` or ``"dead"``."""
@@ -154,6 +175,18 @@ class Client(BaseClient):
         """
         return self._send(self._sample(context, steps, n, options))
 
+    def stream_greedy(
+        self, context: Context, steps: int, **options: Unpack[GreedyOptions]
+    ) -> Stream:
+        """The most probable bytes after one context, as they come; its ``result`` at the end."""
+        return self._streamed(self._stream("/v1/greedy", context, steps, options))
+
+    def stream_sample(
+        self, context: Context, steps: int, **options: Unpack[SampleOptions]
+    ) -> Stream:
+        """Bytes drawn after one context, as they come; its ``result`` at the end."""
+        return self._streamed(self._stream("/v1/sample", context, steps, options))
+
     @overload
     def score(
         self, context: Context, continuations: str | bytes, **options: Unpack[ScoreOptions]
@@ -225,21 +258,41 @@ class AsyncClient(BaseClient):
         await self.aclose()
 
     async def _send(self, call: Call[T]) -> T:
+        return self._read(call, await self._respond(call))
+
+    async def _respond(self, call: Call[Any], stream: bool = False) -> httpx.Response:
+        """The response to take, after as many attempts as it takes; an error's is read."""
         attempts = Attempts(self.retries)
         while True:
             try:
-                response = await self._http.send(self._request(self._http, call))
+                request = self._request(self._http, call)
+                response = await self._http.send(request, stream=stream)
+                if call.expects(response):
+                    return response
+                await response.aread()
+                wait = attempts.after_answer(response)
+                if wait is None:
+                    return response
             except (httpx.HTTPError, httpx.InvalidURL) as error:
                 wait = attempts.after_error(error)
                 if wait is None:
                     raise self._failed(error) from error
-            else:
-                if call.expects(response):
-                    return self._read(call, response)
-                wait = attempts.after_answer(response)
-                if wait is None:
-                    return self._read(call, response)
             await asyncio.sleep(wait)
+
+    @asynccontextmanager
+    async def _open(self, call: Call[Any]) -> AsyncIterator[httpx.Response]:
+        response = await self._respond(call, stream=True)
+        try:
+            if not call.expects(response):
+                self._read(call, response)
+            yield response
+        finally:
+            await response.aclose()
+
+    def _streamed(
+        self, call: Call[None], told: Callable[[Event], None] | None = None
+    ) -> AsyncStream:
+        return AsyncStream(lambda: self._open(call), self._broken, told)
 
     async def health(self) -> str:
         """``"ready"``, or ``"starting"``, ``"draining"`` or ``"dead"``."""
@@ -314,6 +367,18 @@ class AsyncClient(BaseClient):
             options: see ``SampleOptions``.
         """
         return await self._send(self._sample(context, steps, n, options))
+
+    def stream_greedy(
+        self, context: Context, steps: int, **options: Unpack[GreedyOptions]
+    ) -> AsyncStream:
+        """The most probable bytes after one context, as they come; its ``result`` at the end."""
+        return self._streamed(self._stream("/v1/greedy", context, steps, options))
+
+    def stream_sample(
+        self, context: Context, steps: int, **options: Unpack[SampleOptions]
+    ) -> AsyncStream:
+        """Bytes drawn after one context, as they come; its ``result`` at the end."""
+        return self._streamed(self._stream("/v1/sample", context, steps, options))
 
     @overload
     async def score(

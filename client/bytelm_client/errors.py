@@ -134,3 +134,16 @@ def api_error(status: int, detail: Mapping[str, Any]) -> APIError:
         code=str(detail["code"]),
         param=detail.get("param"),
     )
+
+
+_STATUSES = {
+    "overloaded": 429,
+    "unavailable": 503,
+    "timeout": 504,
+    "internal_error": 500,
+}
+
+
+def api_error_of(detail: Mapping[str, Any]) -> APIError:
+    """The error for an ``error`` object that came without a status of its own."""
+    return api_error(_STATUSES.get(str(detail["type"]), 400), detail)
