@@ -193,7 +193,7 @@ class ByteBeamState(StatefulByteLM):
         roots: Sequence[tuple[Path, float]] = (),
         terminated: bool = False,
         rows: dict[tuple[int, int], Row] | None = None,
-        forgotten: bytes | None = None,
+        is_cut: bool = False,
     ) -> None:
         """For this package; users begin with ``initial``.
 
@@ -206,7 +206,7 @@ class ByteBeamState(StatefulByteLM):
             roots: tokens and weight of candidates at the root, or at EOS if ``terminated``.
             terminated: whether EOS was consumed.
             rows: evaluations made so far, by (candidate, token that ends it).
-            forgotten: what ``max_context_length`` took from the beginning; None for nothing.
+            is_cut: whether ``max_context_length`` took something from the beginning.
         """
         self.source = source
         self.params = params
@@ -216,7 +216,7 @@ class ByteBeamState(StatefulByteLM):
         self._candidates = candidates
         self._roots = roots
         self._rows: dict[tuple[int, int], Row] = {} if rows is None else rows
-        self._forgotten = forgotten
+        self._is_cut = is_cut
         self._log_z: float | None = None
 
     @classmethod
@@ -282,10 +282,10 @@ class ByteBeamState(StatefulByteLM):
 
     @property
     def context(self) -> bytes:
-        """The bytes consumed so far."""
+        """The bytes consumed so far, without those that ``max_context_length`` left out."""
         for candidate in self:
             text = self.source.vocab.decode(candidate.tokens) + candidate.partial
-            return (self._forgotten or b"") + text.removeprefix(self._prefix)
+            return text.removeprefix(self._prefix)
         return b""
 
     @property
@@ -303,7 +303,7 @@ class ByteBeamState(StatefulByteLM):
     @property
     def _prefix(self) -> bytes:
         """What the tokenizer put before the whole text; nothing if a special token comes first."""
-        if self._forgotten is not None:
+        if self._is_cut:
             return b""
         vocab = self.source.vocab
         length = len(vocab.initial_context)
@@ -498,7 +498,7 @@ class ByteBeamState(StatefulByteLM):
         anchor = (*self._anchor, *ids, *tokens)
         if self._most is None:
             self._check_fits(len(anchor))
-        return self._anchored(anchor, self.logZ, self._forgotten)._shortened()
+        return self._anchored(anchor, self.logZ, self._is_cut)._shortened()
 
     async def sample(
         self,
@@ -640,12 +640,8 @@ class ByteBeamState(StatefulByteLM):
         rest = TrunkFinder.of(vocab).last(text, half)
         room = half - len(vocab.encode(text)) if rest == text else 0
         kept = (*anchor[:1], *anchor[max(1, len(anchor) - max(room, 0)) :])
-        forgotten = self._forgotten
-        if kept != anchor or rest != text:
-            whole = (vocab.decode(anchor) + text).removeprefix(self._prefix)
-            gone = len(whole) - len(vocab.decode(kept) + rest)
-            forgotten = (forgotten or b"") + whole[:gone]
-        return self._anchored(kept, 0.0, forgotten), rest
+        is_cut = self._is_cut or kept != anchor or rest != text
+        return self._anchored(kept, 0.0, is_cut), rest
 
     def _shortened(self) -> Self:
         """A state right behind its anchor, of which only the end is left if it is too long."""
@@ -653,10 +649,9 @@ class ByteBeamState(StatefulByteLM):
             return self
         return self._halved(b"")[0]._weighing(self.logZ)
 
-    def _anchored(self, anchor: Path, weight: float, forgotten: bytes | None) -> Self:
-        return type(self)(
-            self.source, self.params, anchor, roots=[(anchor, weight)], forgotten=forgotten
-        )
+    def _anchored(self, anchor: Path, weight: float, is_cut: bool) -> Self:
+        roots = [(anchor, weight)]
+        return type(self)(self.source, self.params, anchor, roots=roots, is_cut=is_cut)
 
     def _weighing(self, log_z: float) -> Self:
         """The same shares of another total."""
@@ -730,7 +725,7 @@ class ByteBeamState(StatefulByteLM):
             roots,
             terminated,
             rows,
-            self._forgotten,
+            self._is_cut,
         )
 
     def _reading(self, source: RowSource) -> Self:

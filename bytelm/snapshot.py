@@ -34,8 +34,9 @@ GROWTH = 64
 """A trunk grows by a multiple of so many tokens."""
 
 _FORMAT = 1
-# Format, terminated, length of the anchor, of the trunk, candidates, bytes of the longest partial.
+# Format, flags, length of the anchor, of the trunk, candidates, bytes of the longest partial.
 _HEADER = struct.Struct("<BBIIII")
+_TERMINATED, _IS_CUT = 1, 2
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class _Kept:
     """What a head says of each candidate; ``partial`` is the longest, others are its ends."""
 
     terminated: bool
+    is_cut: bool
     anchor: int
     suffixes: list[Path]
     partials: NDArray[np.int32]
@@ -83,8 +85,9 @@ class Snapshot:
         masses = np.append(candidates.mass, np.zeros(below))
         longest = int(partials.argmax())
         partial = trie.prefix(candidates.node[longest]) if partials[longest] else b""
+        flags = _TERMINATED * state.terminated | _IS_CUT * state._is_cut
         header = _HEADER.pack(
-            _FORMAT, state.terminated, len(state._anchor), len(trunk), len(paths), len(partial)
+            _FORMAT, flags, len(state._anchor), len(trunk), len(paths), len(partial)
         )
         parts = [
             np.array([len(suffix) for suffix in suffixes], "<u4"),
@@ -115,7 +118,9 @@ class Snapshot:
         ):
             raise SnapshotError("the snapshot has tokens that the vocabulary has not")
         anchor = paths[0][: kept.anchor]
-        state = ByteBeamState(source, params, anchor, terminated=kept.terminated)
+        state = ByteBeamState(
+            source, params, anchor, terminated=kept.terminated, is_cut=kept.is_cut
+        )
         weights = kept.weights.tolist()
         state._roots = [
             (path, weight)
@@ -128,7 +133,7 @@ class Snapshot:
 
     def _read(self) -> _Kept:
         try:
-            form, terminated, anchor, trunk, count, length = _HEADER.unpack_from(self.head)
+            form, flags, anchor, trunk, count, length = _HEADER.unpack_from(self.head)
             at = _HEADER.size
             partial = self.head[at : at + length]
             at += length
@@ -146,7 +151,16 @@ class Snapshot:
         suffixes = [
             tuple(tokens[end - n : end]) for n, end in zip(lengths.tolist(), ends, strict=True)
         ]
-        return _Kept(bool(terminated), anchor, suffixes, partials, weights, masses, partial)
+        return _Kept(
+            bool(flags & _TERMINATED),
+            bool(flags & _IS_CUT),
+            anchor,
+            suffixes,
+            partials,
+            weights,
+            masses,
+            partial,
+        )
 
 
 def _trunk(paths: Sequence[Path], before: Path) -> Path:

@@ -54,6 +54,13 @@ def tokens_of(state: ByteBeamState) -> tuple[int, ...]:
     return next(iter(state)).tokens
 
 
+def knows_the_end_of(state: ByteBeamState, text: bytes) -> bool:
+    """Whether the state's bytes are the last ones of a text, all that its tokens spell."""
+    best = next(iter(state))
+    spelled = state.source.vocab.decode(best.tokens) + best.partial
+    return text.endswith(state.context) and len(text) > len(state.context) == len(spelled) > 0
+
+
 TEXT = b"the cat the cat" + b" the cat" * 20
 
 
@@ -64,11 +71,11 @@ TEXT = b"the cat the cat" + b" the cat" * 20
     st.sampled_from([1, 3]),
     st.sampled_from([0.0, 0.05]),
 )
-async def test_no_context_is_ever_longer_and_no_byte_is_lost(words, most, k, threshold):
+async def test_no_context_is_ever_longer(words, most, k, threshold):
     lm, text = _Recording(WORDS), b"".join(words)
     state = await walk(await initial(lm, most, k, threshold), text)
     await assert_normalised(state)
-    assert state.context == text
+    assert text.endswith(state.context)
     assert max(map(len, lm.contexts)) <= most
     assert all(context[0] == BOS for context in lm.contexts)
 
@@ -78,14 +85,14 @@ async def test_a_prefill_may_be_longer(mode):
     lm = _Recording(WORDS)
     state = await (await initial(lm, 10)).prefill(TEXT, mode)
     await assert_normalised(state)
-    assert state.context == TEXT
+    assert knows_the_end_of(state, TEXT)
     assert max(map(len, lm.contexts)) <= 10
 
 
 async def test_the_models_own_limit_counts_where_it_is_lower():
     lm = _Recording(WORDS, max_context_tokens=6)
     state = await walk(await (await initial(lm, 100)).prefill(TEXT), TEXT)
-    assert state.context == TEXT + TEXT
+    assert knows_the_end_of(state, TEXT + TEXT)
     assert max(map(len, lm.contexts)) <= 6
 
 
@@ -123,7 +130,7 @@ async def test_a_state_never_changes():
 
 async def test_without_a_word_end_the_last_tokens_are_kept():
     state = await walk(await initial(StubLM(WORDS), 9, k=1), b"z" * 50)
-    assert state.context == b"z" * 50
+    assert knows_the_end_of(state, b"z" * 50)
     assert 4 <= len(tokens_of(state)) <= 9
 
 
@@ -138,9 +145,9 @@ async def test_what_the_tokenizer_puts_before_a_text_is_no_part_of_the_context()
     vocab = ByteVocab.from_file(SHIPPED / "tokenizer.model.v1")
     text = b"The capital of France is Paris, and that of Spain is Madrid"
     state = await walk(await initial(StubLM(vocab, rows=8), 8), text)
-    assert state.context == text
     assert len(tokens_of(state)) <= 8
-    assert (await (await initial(StubLM(vocab, rows=8), 8)).prefill(text)).context == text
+    for made in (state, await (await initial(StubLM(vocab, rows=8), 8)).prefill(text)):
+        assert knows_the_end_of(made, text)
 
 
 async def test_special_tokens_are_forgotten_like_others():
@@ -150,9 +157,9 @@ async def test_special_tokens_are_forgotten_like_others():
         state = state.insert([MARK], b" the cat")
         assert len(tokens_of(state)) <= 10
     assert tokens_of(state)[-3:] == (*WORDS.encode(b" the cat"), MARK)
-    assert state.context == b"the cat" + b" the cat" * 5
+    assert knows_the_end_of(state, b"the cat" + b" the cat" * 5)
     state = await walk(state, b" the cat the cat")
-    assert state.context == b"the cat" + b" the cat" * 7
+    assert knows_the_end_of(state, b"the cat" + b" the cat" * 7)
     assert max(map(len, lm.contexts)) <= 10
 
 
@@ -162,7 +169,7 @@ async def test_a_context_of_segments_may_be_longer(text):
     context = Context([Text(TEXT), Special(END), Text(text)])
     state = await begin(lm, BeamParams(3, max_context_length=10), context)
     await assert_normalised(state)
-    assert state.context == TEXT + text
+    assert knows_the_end_of(state, TEXT + text)
     assert END in tokens_of(state)
     assert max(map(len, lm.contexts)) <= 10
 
@@ -171,7 +178,7 @@ async def test_a_generation_does_not_end_there():
     state = await (await initial(StubLM(WORDS, silent=[END]), 8)).prefill(b"the cat")
     made = await collect(generate(state, 60, LazyByteProbs.argmax))
     assert (len(made.data), made.finish_reason) == (60, "steps")
-    assert made.state.context == b"the cat" + made.data
+    assert knows_the_end_of(made.state, b"the cat" + made.data)
 
 
 async def test_texts_are_drawn_by_tokens_where_there_is_room_for_them():

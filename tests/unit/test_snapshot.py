@@ -30,6 +30,7 @@ beams = st.builds(
     K=st.sampled_from([1, 2, 5, None]),
     prune_threshold=st.sampled_from([0.0, 0.01, 0.3]),
     eos_byte_strings=st.sampled_from([None, [b"c"], [b"ab", b" a"]]),
+    max_context_length=st.sampled_from([None, 3, 8]),
 )
 
 
@@ -40,6 +41,7 @@ def numbers_of(state: ByteBeamState) -> list[object]:
 async def assert_same(one: ByteBeamState, other: ByteBeamState, then: bytes = b"abca b") -> None:
     """The same numbers to the last bit, now and along ``then``."""
     assert numbers_of(one) == numbers_of(other)
+    assert one.context == other.context
     for b in then:
         assert np.array_equal((await one.logp_next()).ps, (await other.logp_next()).ps)
         try:
