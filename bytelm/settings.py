@@ -44,7 +44,29 @@ class ServerSettings(BaseSettings):
         8000, ge=0, le=65535, description="The port to listen on; 0 takes a free one."
     )
     allow_remote: bool = Field(
-        False, description="Listen on an address that other machines can reach, without API keys."
+        False,
+        description="Listen on an address that other machines can reach, though there are no keys.",
+    )
+    keys_file: Path | None = Field(
+        Path("~/.config/bytelm/keys.json"),
+        description="The file of API keys, which `bytelm keys` writes; calls need a key once it "
+        "has one; none: no keys.",
+    )
+    share_cache: bool = Field(
+        False,
+        description="Let callers with different keys share cached work: faster, but its speed and "
+        "`tokens_cached` tell whether somebody else had the same prompt.",
+    )
+    public_metrics: bool = Field(False, description="Show /metrics to callers without a key.")
+    allowed_hosts: str = Field(
+        "",
+        description="More names under which the server may be called, with commas between them; "
+        "only where there are no keys.",
+    )
+    cors_origins: str = Field(
+        "",
+        description="Web pages that may call the server, like https://example.org, with commas "
+        "between them.",
     )
     shutdown_grace: float = Field(
         3.0, ge=0, le=3600, description="Seconds that running calls have when the server stops."

@@ -20,4 +20,5 @@ def _no_settings_from_outside() -> Iterator[None]:
         for name in list(os.environ):
             if name.startswith("BYTELM_") and name != "BYTELM_CACHE":
                 patch.delenv(name)
+        patch.setenv("BYTELM_KEYS_FILE", "none")
         yield

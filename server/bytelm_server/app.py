@@ -4,14 +4,18 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext
 from importlib.metadata import version
 
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI, Request, Response, Security
+from fastapi.middleware.cors import CORSMiddleware
+from fastapi.security import HTTPBearer
 
 from bytelm.settings import ServerSettings
 from bytelm.token_lm import AsyncTokenLM
 from bytelm_server import errors
 from bytelm_server.backend import Backend, OpenLM
 from bytelm_server.disconnect import ClientGone
-from bytelm_server.routes import router
+from bytelm_server.doors import Doors, listed
+from bytelm_server.keys import Keys
+from bytelm_server.routes import public, router
 from bytelm_server.wire import BodyLimit
 
 _ABOUT = """\
@@ -29,6 +33,9 @@ continuations and samples, wherever the context ends.
 """
 
 
+_BEARER = HTTPBearer(auto_error=False, description="An API key, from `bytelm keys create`.")
+
+
 async def _nobody_reads(request: Request, error: Exception) -> Response:
     return Response(status_code=499)
 
@@ -41,6 +48,9 @@ def create_app(lm: AsyncTokenLM | OpenLM, settings: ServerSettings | None = None
             entered in the background when the application starts and left when it stops. Its
             ``chat_template`` (a ``bytelm.context.ChatTemplate``), if it has one, renders messages.
         settings: limits and defaults; from the environment when not given.
+
+    Raises:
+        KeyFileError: when the file of API keys cannot be read.
 
     The application's ``state.backend`` is its ``Backend``.
     """
@@ -57,8 +67,17 @@ def create_app(lm: AsyncTokenLM | OpenLM, settings: ServerSettings | None = None
 
     app = FastAPI(title="bytelm", version=version("bytelm"), description=_ABOUT, lifespan=lifespan)
     app.state.backend = backend
-    app.include_router(router)
+    keys = Keys(settings.keys_file)
+    app.include_router(public)
+    # For /docs: that calls come with a key. It is the doors that look for it.
+    app.include_router(router, dependencies=[Security(_BEARER)] if keys.required else [])
     errors.install(app)
     app.add_exception_handler(ClientGone, _nobody_reads)
+    # The last one comes first.
     app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
+    app.add_middleware(Doors, keys=keys, settings=settings)
+    if origins := listed(settings.cors_origins):
+        app.add_middleware(
+            CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"]
+        )
     return app

@@ -20,8 +20,9 @@ class Caller:
 
 
 async def caller(request: Request) -> Caller:
-    """Who makes this call."""
-    return Caller()
+    """Who makes this call, as the doors found out."""
+    found: Caller = request.state.caller
+    return found
 
 
 Calling = Annotated[Caller, Depends(caller)]

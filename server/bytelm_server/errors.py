@@ -16,6 +16,8 @@ type                      status  codes
 ``invalid_request``       415     ``unsupported_media_type``
 ``not_found``             404     ``not_found``
 ``method_not_allowed``    405     ``method_not_allowed``
+``unauthorized``          401     ``missing_key``, ``unknown_key``
+``forbidden``             403     ``host_not_allowed``, ``origin_not_allowed``
 ``overloaded``            429     ``queue_full``
 ``unavailable``           503     ``starting``, ``draining``, ``dead``
 ``timeout``               504     ``deadline_passed``

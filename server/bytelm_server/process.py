@@ -20,6 +20,7 @@ from bytelm.errors import InputError
 from bytelm.settings import ServerSettings
 from bytelm_server.app import create_app
 from bytelm_server.backend import Backend, OpenLM
+from bytelm_server.keys import Keys
 from bytelm_server.service import ByteService
 
 LONGEST_END = 4.0
@@ -35,6 +36,7 @@ def listen(settings: ServerSettings) -> socket.socket:
 
     Raises:
         CannotListen: one line that says why, and what to do.
+        KeyFileError: when the file of API keys cannot be read.
     """
     host, port = settings.host, settings.port
     try:
@@ -43,10 +45,12 @@ def listen(settings: ServerSettings) -> socket.socket:
         )[0]
     except OSError as error:
         raise CannotListen(f"{host!r} is not an address of this machine: {error}") from None
-    if not settings.allow_remote and not _is_loopback(str(address[0])):
+    is_open = not settings.allow_remote and not Keys(settings.keys_file).required
+    if is_open and not _is_loopback(str(address[0])):
         raise CannotListen(
-            f"{host} can be reached from other machines, and no API keys are set: use 127.0.0.1, "
-            "or give --allow-remote to serve everybody who can reach it"
+            f"{host} can be reached from other machines, and there are no API keys: make one with "
+            "bytelm keys create, use 127.0.0.1, or give --allow-remote to serve everybody who can "
+            "reach it"
         )
     sock = socket.socket(family, kind, protocol)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

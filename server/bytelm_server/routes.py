@@ -16,9 +16,11 @@ _FAILURES: dict[int | str, dict[str, Any]] = {
 }
 
 router = APIRouter(route_class=JsonRoute)
+public = APIRouter(route_class=JsonRoute)
+"""What needs no API key."""
 
 
-@router.get(
+@public.get(
     "/health",
     tags=["server"],
     response_model=answers.Health,

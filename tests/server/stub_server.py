@@ -17,6 +17,7 @@ from bytelm.context import ChatTemplate
 from bytelm.errors import EngineDead, InputError
 from bytelm.settings import ServerSettings
 from bytelm.testing import StubLM
+from bytelm.token_lm import Usage
 from bytelm.vocab import ByteVocab
 from bytelm_server.app import create_app
 
@@ -67,8 +68,29 @@ class SteeredLM(StubLM):
         return await super().next_token_logprobs(token_ids)
 
 
+class MeteredLM(SteeredLM):
+    """One that also sees whose cache it is asked to use."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.salts: set[str | None] = set()
+
+    async def evaluate(
+        self, token_ids: Sequence[int], usage: Usage, *, cache_salt: str | None = None
+    ):
+        self.salts.add(cache_salt)
+        usage.evaluations += 1
+        usage.tokens_computed += len(token_ids)
+        return await self.next_token_logprobs(token_ids)
+
+    async def generate(self, *arguments, cache_salt: str | None = None, **options):
+        self.salts.add(cache_salt)
+        async for chunk in super().generate(*arguments, **options):
+            yield chunk
+
+
 def main() -> None:
-    lm = SteeredLM()
+    lm = MeteredLM() if "--metered" in sys.argv else SteeredLM()
     if "--no-template" in sys.argv:
         lm.chat_template = ChatTemplate(None)
     start = asyncio.Event()
@@ -87,6 +109,10 @@ def main() -> None:
     @app.get("/test/evaluations")
     async def evaluations() -> int:
         return lm.evaluations
+
+    @app.get("/test/salts")
+    async def salts() -> list[str | None]:
+        return list(lm.salts) if isinstance(lm, MeteredLM) else []
 
     @app.post("/test/{what}")
     async def steer(what: str, value: float = 1.0) -> None:

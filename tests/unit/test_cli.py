@@ -1,10 +1,13 @@
 """The command line as users meet it: as its own process."""
 
+import os
+import re
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 
@@ -17,7 +20,13 @@ def bytelm(*arguments: str, **environment: str) -> subprocess.CompletedProcess[s
         capture_output=True,
         text=True,
         timeout=120,
-        env={"PATH": "/usr/bin:/bin", "HOME": "/nonexistent", "COLUMNS": "200", **environment},
+        env={
+            "PATH": "/usr/bin:/bin",
+            "PYTHONPATH": os.environ.get("PYTHONPATH", ""),
+            "HOME": "/nonexistent",
+            "COLUMNS": "200",
+            **environment,
+        },
     )
 
 
@@ -106,3 +115,34 @@ def test_a_wrong_flag_is_no_traceback() -> None:
     assert done.returncode == 2
     assert "--colour" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_key_is_made_listed_and_revoked(tmp_path: Path) -> None:
+    where = {"BYTELM_KEYS_FILE": str(tmp_path / "keys.json")}
+    assert "no keys" in bytelm("keys", "list", **where).stdout
+    made = bytelm("keys", "create", "Alice", **where)
+    assert made.returncode == 0
+    secret = made.stdout.strip()
+    assert len(secret) > 40
+    (key_id,) = re.findall(r"key_[0-9a-f]+", made.stderr)
+    listed = bytelm("keys", "list", **where).stdout
+    assert key_id in listed
+    assert "Alice" in listed
+    assert secret not in listed
+    assert bytelm("keys", "revoke", key_id, **where).returncode == 0
+    assert "no keys" in bytelm("keys", "list", **where).stdout
+    assert key_id in one_line(bytelm("keys", "revoke", key_id, **where))
+
+
+def test_a_file_of_keys_that_is_none_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "keys.json"
+    path.write_text("nonsense")
+    for command in (["keys", "list"], ["serve", "--port", "0"]):
+        assert str(path) in one_line(bytelm(*command, "--keys-file", str(path)))
+
+
+def test_with_keys_other_machines_may_call(tmp_path: Path, taken: int) -> None:
+    path = str(tmp_path / "keys.json")
+    assert bytelm("keys", "create", "Alice", "--keys-file", path).returncode == 0
+    done = bytelm("serve", "--host", "0.0.0.0", "--port", str(taken), "--keys-file", path)
+    assert "in use" in one_line(done)

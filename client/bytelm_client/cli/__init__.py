@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from bytelm_client.cli.keys import keys
 from bytelm_client.cli.serve import serve
 
 app = typer.Typer(
@@ -23,6 +24,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(serve)
+app.add_typer(keys, name="keys")
 
 
 def _show_version(wanted: bool) -> None:

@@ -1,0 +1,80 @@
+"""``bytelm keys``: the API keys of a server on this machine.
+
+The server's part is imported inside the commands.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from bytelm.errors import InputError
+from bytelm.settings import ServerSettings
+from bytelm_client.cli.console import one_line_errors
+
+keys = typer.Typer(
+    help="Make, list and revoke the API keys of a server on this machine.", no_args_is_help=True
+)
+
+File = Annotated[
+    Path | None,
+    typer.Option(
+        "--keys-file",
+        help="The file of keys [BYTELM_KEYS_FILE; default: ~/.config/bytelm/keys.json]",
+        show_default=False,
+    ),
+]
+
+
+def _path(given: Path | None) -> Path:
+    path = given or ServerSettings().keys_file
+    if path is None:
+        raise InputError("BYTELM_KEYS_FILE is none: name the file with --keys-file")
+    return path
+
+
+@keys.command()
+def create(
+    name: Annotated[str, typer.Argument(help="Whose key it is, for your own list.")],
+    keys_file: File = None,
+) -> None:
+    """Make a key and show it, once; running servers take it at once."""
+    from bytelm_server.keys import KeyFile
+
+    with one_line_errors():
+        key, secret = KeyFile(_path(keys_file)).create(name)
+    note = Console(stderr=True, highlight=False, soft_wrap=True)
+    note.print(f"{key.id} for {name}. Keep it well: it is not shown again.", markup=False)
+    print(secret)
+
+
+@keys.command("list")
+def list_(keys_file: File = None) -> None:
+    """Show all keys: their ids, names and ages, never the keys themselves."""
+    from bytelm_server.keys import KeyFile
+
+    with one_line_errors():
+        path = _path(keys_file)
+        found = KeyFile(path).load()
+    if not found:
+        print(f"There are no keys in {path}: servers are open to whoever reaches them.")
+        return
+    table = Table("id", "name", "created", box=None, pad_edge=False)
+    for key in found:
+        table.add_row(key.id, key.name, key.created)
+    Console(highlight=False, markup=False, soft_wrap=True).print(table)
+
+
+@keys.command()
+def revoke(
+    id: Annotated[str, typer.Argument(help="The key's id, as in `bytelm keys list`.")],
+    keys_file: File = None,
+) -> None:
+    """Refuse a key from now on; running servers do so at once."""
+    from bytelm_server.keys import KeyFile
+
+    with one_line_errors():
+        key = KeyFile(_path(keys_file)).revoke(id)
+    print(f"Revoked {key.id} of {key.name}.")
