@@ -88,6 +88,20 @@ bench-host: $(INSTALLED_DEV) setup  ## Measure the byte layer without a model, a
 	@.venv/bin/python -m tests.benchmarks.bench_host $(if $(MODEL),--model "$(MODEL)") \
 	  $(if $(TORCH_INDEX),--torch-index "$(TORCH_INDEX)")
 
+.PHONY: bench
+bench: $(INSTALLED_DEV) setup  ## Measure the speed against genlm-bytes and vLLM's own decoding (20 minutes)
+	@.venv/bin/python -m tests.benchmarks.bench main $(if $(MODEL),--model "$(MODEL)") \
+	  $(if $(TORCH_INDEX),--torch-index "$(TORCH_INDEX)")
+
+.PHONY: bench-peers
+bench-peers: $(INSTALLED_DEV) setup  ## Let genlm-bytes finish the 2,000-byte cases of bench (hours)
+	@.venv/bin/python -m tests.benchmarks.bench peers --resume $(if $(MODEL),--model "$(MODEL)") \
+	  $(if $(TORCH_INDEX),--torch-index "$(TORCH_INDEX)")
+
+.PHONY: bench-all
+bench-all: $(INSTALLED_DEV) setup  ## Measure bytelm in all sizes; goes on where it stopped (90 minutes at most)
+	@.venv/bin/python -m tests.benchmarks.bench all --resume $(if $(MODEL),--model "$(MODEL)")
+
 .PHONY: test-peers
 test-peers: $(INSTALLED_DEV) setup  ## Compare bytelm with genlm-bytes, in a venv of its own
 	@.venv/bin/python -m tests.benchmarks.peers $(if $(MODEL),--model "$(MODEL)") \

@@ -220,7 +220,9 @@ class Report:
             "| --- | --: | --: | --: | --: | --: | --: | --: |",
         ]
         lines += [self._line(case, figures) for case, figures in self.measured.items() if figures]
-        return "\n".join([*lines, "", NOTES, ""])
+        name = FILES[self.which]
+        lines += ["", NOTES, "", f"![Bytes per second]({name}.png)", ""]
+        return "\n".join(lines)
 
     def _line(self, case: Case, figures: list[Figures]) -> str:
         def spread(figure: Callable[[Figures], float], digits: int = 1) -> str:
@@ -256,7 +258,7 @@ class Report:
     def write(self, folder: Path) -> None:
         """Writes table, figures and plots."""
         folder.mkdir(parents=True, exist_ok=True)
-        name = {"main": "bench", "peers": "bench_peers", "all": "bench_all"}[self.which]
+        name = FILES[self.which]
         (folder / f"{name}.md").write_text(self.table())
         about: dict[str, Any] = {
             "model": self.model,
@@ -271,9 +273,103 @@ class Report:
             ],
         }
         (folder / f"{name}.json").write_text(json.dumps(about, indent=1) + "\n")
-        print(f"==> wrote {folder / name}.md, .json", file=sys.stderr)
+        plotted = plot_sizes if self.which == "all" else plot_sides
+        plotted(self.measured, folder / f"{name}.png")
+        print(f"==> wrote {name}.md, .json and .png in {folder}", file=sys.stderr)
 
 
+def plot_sides(measured: Measured, path: Path) -> None:
+    """Draws bytes per second by side, and what genlm-bytes' extrapolations rest on."""
+    pyplot = _pyplot()
+    made = {case: figures for case, figures in measured.items() if figures}
+    rated = {case: one for case, one in made.items() if one[0]["bytes"] and case.call != "prefill"}
+    curves = {case: one[0] for case, one in made.items() if "curve" in one[0]}
+    figure, (bars, lines) = pyplot.subplots(1, 2, figsize=(13, 5), layout="constrained")
+    names = list(dict.fromkeys(case.name for case in rated))
+    for number, side in enumerate(COLOURS):
+        here = [case for case in rated if case.side == side]
+        if not here:
+            continue
+        y = [names.index(case.name) + 0.19 * (number - 1.5) for case in here]
+        values = [statistics.median(map(rate, rated[case])) for case in here]
+        drawn = bars.barh(y, values, 0.18, color=COLOURS[side], label=SIDES[side])
+        bars.bar_label(drawn, [f"{value:,.0f}" for value in values], padding=3, fontsize=8)
+    bars.set_yticks(range(len(names)), names)
+    bars.invert_yaxis()
+    bars.set_xscale("log")
+    bars.margins(x=0.15)
+    bars.set_xlabel("bytes per second")
+    bars.legend(fontsize=8)
+    for (case, one), colour in zip(curves.items(), _more_colours(len(curves)), strict=True):
+        n, seconds = zip(*one["curve"], strict=True)
+        lines.plot(n, seconds, color=colour, linewidth=2.5, label=case.name)
+        if "extrapolated" in one:
+            a, b = one["extrapolated"]["a"], one["extrapolated"]["b"]
+            end = case.prompt + (0 if case.call == "prefill" else case.steps)
+            x = [end * i / 50 for i in range(1, 51)]
+            lines.plot(x, [a * i + b * i * i for i in x], "--", color=colour, linewidth=1)
+    lines.set_xlabel("bytes walked in each session")
+    lines.set_ylabel("seconds")
+    lines.set_title("genlm-bytes: measured, and a·n + b·n² (dashed)", fontsize=10)
+    if curves:
+        lines.set_yscale("log")
+        lines.legend(fontsize=8)
+    for axes in (bars, lines):
+        axes.grid(alpha=0.25)
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+def plot_sizes(measured: Measured, path: Path) -> None:
+    """Draws bytes per second against sessions, a panel for each call."""
+    pyplot = _pyplot()
+    calls = list(dict.fromkeys(case.call for case in measured))
+    figure, panels = pyplot.subplots(
+        1, len(calls), figsize=(4 * len(calls), 4), layout="constrained", squeeze=False
+    )
+    for call, panel in zip(calls, panels.flat, strict=True):
+        lines: dict[tuple[str, int], list[tuple[int, float]]] = {}
+        for case, figures in measured.items():
+            if case.call == call and figures:
+                value = statistics.median(map(rate, figures))
+                lines.setdefault((case.side, case.prompt), []).append((case.sessions, value))
+        for (side, prompt), points in lines.items():
+            style = "o-" if prompt <= 60 else "s--"
+            label = f"{SIDES[side]}, {prompt:,} bytes"
+            panel.plot(*zip(*points, strict=True), style, color=COLOURS[side], label=label)
+        panel.set_title(call)
+        panel.set_xscale("log", base=2)
+        panel.set_yscale("log")
+        panel.set_xlabel("sessions")
+        panel.grid(alpha=0.25)
+    panels.flat[0].set_ylabel("bytes per second")
+    panels.flat[0].legend(fontsize=8)
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+def _pyplot() -> Any:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def _more_colours(count: int) -> list[str]:
+    colours = ["#b8336a", "#d98a1f", "#1b6ca8", "#2a9d6f", "#6b4fa0"]
+    return [colours[i % len(colours)] for i in range(count)]
+
+
+SIDES = {
+    "bytelm": "bytelm",
+    "http": "bytelm over HTTP",
+    "native": "vLLM's own decoding",
+    "genlm": "genlm-bytes",
+}
+COLOURS = {"bytelm": "#1b6ca8", "http": "#7fb3d8", "native": "#555555", "genlm": "#d98a1f"}
+FILES = {"main": "bench", "peers": "bench_peers", "all": "bench_all"}
 TITLES = {
     "main": "bytelm against genlm-bytes and against the limit",
     "peers": "genlm-bytes to the end",

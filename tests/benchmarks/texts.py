@@ -49,6 +49,8 @@ def texts(size: int, chinese: Path | None = None) -> list[Text]:
 def excerpts(count: int, size: int, series: int = 0) -> list[bytes]:
     """Excerpts of English prose, Python's reference, each beginning with a word.
 
+    Lines that only underline a heading are left out.
+
     Args:
         count: how many, from places spread evenly.
         size: bytes of each.
@@ -56,7 +58,9 @@ def excerpts(count: int, size: int, series: int = 0) -> list[bytes]:
     """
     from pydoc_data.topics import topics
 
-    reference = "\n\n".join(text for _, text in sorted(topics.items())).encode()
+    lines = "\n\n".join(text for _, text in sorted(topics.items())).splitlines(keepends=True)
+    kept = [line for line in lines if not line.strip() or re.search(r"[^\W_]", line)]
+    reference = "".join(kept).encode()
     apart = (len(reference) - size - 1000) // count
     found = []
     for i in range(count):
