@@ -68,6 +68,8 @@ class NativeSide:
     async def close(self) -> None:
         """See ``Side``."""
         await asyncio.to_thread(self.llm.shutdown, 5.0)
+        # Its destructor fails at the interpreter's end, when its modules are gone.
+        del self.llm
 
     async def measure(self, case: Case, prompts: list[bytes], repetition: int) -> Figures:
         """See ``Side``."""

@@ -106,7 +106,7 @@ class Report:
 
     def median(self, key: str, figure: Callable[[Figures], float]) -> float | None:
         """The median of a figure over a case's repetitions; None where it was not measured."""
-        if key not in self._by_key:
+        if not self._by_key.get(key, (None, []))[1]:
             return None
         return statistics.median(map(figure, self._by_key[key][1]))
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 HAN = re.compile("[\u4e00-\u9fff]")
+PROSE = re.compile(rb"\n\n(?=([A-Z][a-z]*(?: [a-z]+,?){5}))")
+"""Where a paragraph begins with some plain words."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ def texts(size: int, chinese: Path | None = None) -> list[Text]:
 
 
 def excerpts(count: int, size: int, series: int = 0) -> list[bytes]:
-    """Excerpts of English prose, Python's reference, each beginning with a word.
+    """Excerpts of English prose, Python's reference, each beginning with a paragraph.
 
     Lines that only underline a heading are left out.
 
@@ -61,12 +63,11 @@ def excerpts(count: int, size: int, series: int = 0) -> list[bytes]:
     lines = "\n\n".join(text for _, text in sorted(topics.items())).splitlines(keepends=True)
     kept = [line for line in lines if not line.strip() or re.search(r"[^\W_]", line)]
     reference = "".join(kept).encode()
-    apart = (len(reference) - size - 1000) // count
-    found = []
-    for i in range(count):
-        begin = reference.index(b" ", i * apart + series * apart // 8) + 1
-        found.append(reference[begin : begin + size])
-    return found
+    begins = [found.start(1) for found in PROSE.finditer(reference, 0, len(reference) - size)]
+    # Some topics are there twice.
+    found = list(dict.fromkeys(reference[begin : begin + size] for begin in begins))
+    apart = len(found) / count
+    return [found[int((i + series / 8) * apart)] for i in range(count)]
 
 
 def _english() -> Text:
