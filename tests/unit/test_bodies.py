@@ -74,10 +74,11 @@ def test_an_absent_width_is_not_an_unlimited_one() -> None:
 
 @pytest.mark.parametrize("absent", [None, False])
 def test_what_is_not_supported_may_be_absent_explicitly(absent: object) -> None:
-    body = {"context": "a", "steps": 1, "stop": None, "top_p": None}
-    assert SampleCall.model_validate({**body, "stream": absent}).steps == 1
+    body = {"steps": 1, "stop": None, "top_p": None}
+    context = {"text": "a", "tokens": absent}
+    assert SampleCall.model_validate({**body, "context": context}).steps == 1
     with pytest.raises(ValidationError, match="not supported yet"):
-        SampleCall.model_validate({**body, "stream": True})
+        SampleCall.model_validate({**body, "context": {"text": "a", "tokens": [1]}})
 
 
 @pytest.mark.parametrize(
