@@ -100,7 +100,7 @@ class HttpSide:
         else:
             method: Any = "token" if case.call == "token sample" else "byte"
             made = await client.sample(prompt, case.steps, beam=beam, method=method)
-        return len(made.data), made.usage
+        return len(made.bytes), made.usage
 
 
 if __name__ == "__main__":

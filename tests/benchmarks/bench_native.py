@@ -45,6 +45,12 @@ class NativeSide:
 
         from bytelm.vocab import ByteVocab
 
+        class EndedAsyncLLM(AsyncLLM):
+            """Without the destructor, which fails aloud at the interpreter's end."""
+
+            def __del__(self) -> None:
+                pass
+
         on_cpu: dict[str, Any] = {"dtype": "float32", "max_model_len": 4096, "block_size": 32}
         arguments = AsyncEngineArgs(
             model=model,
@@ -56,7 +62,7 @@ class NativeSide:
             use_tqdm_on_load=False,
             **(on_cpu if current_platform.is_cpu() else {}),
         )
-        llm = AsyncLLM.from_engine_args(arguments)
+        llm = EndedAsyncLLM.from_engine_args(arguments)
         width = llm.model_config.get_vocab_size()
         return cls(llm, ByteVocab.from_pretrained(model, vocab_size=width))
 
@@ -68,8 +74,6 @@ class NativeSide:
     async def close(self) -> None:
         """See ``Side``."""
         await asyncio.to_thread(self.llm.shutdown, 5.0)
-        # Its destructor fails at the interpreter's end, when its modules are gone.
-        del self.llm
 
     async def measure(self, case: Case, prompts: list[bytes], repetition: int) -> Figures:
         """See ``Side``."""
