@@ -102,7 +102,15 @@ class Context:
                 spelled, or there is neither BOS nor EOS to begin with.
         """
         starts_special = bool(self.segments) and isinstance(self.segments[0], Special)
-        ids = [] if starts_special else list(vocab.initial_context)
+        return self.tokens_after([] if starts_special else vocab.initial_context, vocab)
+
+    def tokens_after(self, before: Sequence[int], vocab: ByteVocab) -> list[int]:
+        """The tokens ``before`` and the canonical ones of the segments.
+
+        Raises:
+            VocabError: as ``tokens``.
+        """
+        ids = list(before)
         for segment in self.segments:
             if isinstance(segment, Text):
                 ids += _spelled(segment.data, ids, vocab)

@@ -95,7 +95,18 @@ class Draw:
         Raises:
             DrawError: when no byte nor EOS has probability.
         """
-        bounds = self._weights(distribution).cumsum()
+        return self.among(_log_probs(distribution))
+
+    def among(self, logps: NDArray[np.floating]) -> int:
+        """The index of one of any number of outcomes, such as tokens.
+
+        Args:
+            logps: natural logarithms of what their probabilities are in proportion to.
+
+        Raises:
+            DrawError: when none has probability.
+        """
+        bounds = self._weights(logps).cumsum()
         return int(bounds.searchsorted(self.uniform() * bounds[-1], side="right"))
 
     def uniform(self) -> float:
@@ -104,15 +115,15 @@ class Draw:
 
     def probs(self, distribution: LazyByteProbs | Mapping[Any, float]) -> NDArray[np.float64]:
         """The probabilities that symbols are drawn with: float64 ``[258]``, EOT's 0."""
-        weights = self._weights(distribution)
+        weights = self._weights(_log_probs(distribution))
         return weights / weights.sum()
 
-    def _weights(self, distribution: LazyByteProbs | Mapping[Any, float]) -> NDArray[np.float64]:
-        """What ``probs`` is in proportion to; the largest is 1."""
-        logps = _log_probs(distribution)
+    def _weights(self, logps: NDArray[np.floating]) -> NDArray[np.float64]:
+        """What the probabilities are in proportion to, float64; the largest is 1."""
+        logps = logps.astype(np.float64, copy=False)
         best = int(logps.argmax())
         if not logps[best] > -math.inf:
-            raise DrawError("cannot draw: no byte nor EOS has probability")
+            raise DrawError("cannot draw: no token, no byte nor EOS has probability")
         if self.temperature < GREEDY_BELOW:
             weights = np.zeros(len(logps))
             weights[best] = 1.0

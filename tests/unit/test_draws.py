@@ -1,6 +1,7 @@
 """Draws: exact filters, the right frequencies, and streams that can be repeated."""
 
 import math
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from bytelm.draws import Draw, chooser, sample_dict
 from bytelm.errors import DrawError, InputError
 from bytelm.logprobs import EOS, EOT, SIZE, Chart, LazyByteProbs
+from bytelm.testing import assert_drawn_from
 
 
 def distribution(probs: dict[int, float]) -> LazyByteProbs:
@@ -253,3 +255,11 @@ def test_sample_dict_draws_in_proportion():
     drawn = [sample_dict(probs, random) for _ in range(4_000)]
     counts = np.array([drawn.count(key) for key in probs])
     assert_frequencies(counts, np.array(list(probs.values())) / 8.0)
+
+
+def test_any_outcomes_are_drawn_like_bytes():
+    logps = np.log(np.array([0.1, 0.2, 0.7], np.float32))
+    drawn = [Draw(top_k=2, seed=seed).among(logps) for seed in range(2000)]
+    assert_drawn_from(Counter(drawn), {1: 2 / 9, 2: 7 / 9})
+    with pytest.raises(DrawError):
+        Draw().among(np.full(3, -np.inf, np.float32))
