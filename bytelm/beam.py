@@ -40,6 +40,9 @@ SHORT = 32
 AHEAD = 64
 """How many evaluations a fast prefill submits at once at most; each holds a row of memory."""
 
+POINTER = 8
+"""Bytes that a tuple takes for each of its items."""
+
 Path = tuple[int, ...]
 """The tokens of a candidate, the initial context included, the partial token not."""
 
@@ -329,9 +332,10 @@ class ByteBeamState(StatefulByteLM):
 
     @property
     def nbytes(self) -> int:
-        """How much memory its arrays take, evaluations that it keeps included; paths are not."""
+        """About how much memory it takes: candidates, their tokens, evaluations that it keeps."""
         rows = sum(row.nbytes for row in self._rows.values())
-        return sum(array.nbytes for array in self._candidates) + rows
+        paths = POINTER * sum(map(len, self._paths))
+        return sum(array.nbytes for array in self._candidates) + paths + rows
 
     def on(self, lm: AsyncTokenLM) -> Self:
         """The same state, evaluated from here on by another token LM, which runs the same model."""

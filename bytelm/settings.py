@@ -119,6 +119,25 @@ class ServerSettings(BaseSettings):
         1 << 20, ge=1, description="The most log-probabilities in one JSON answer."
     )
 
+    session_ttl: float = Field(
+        1800.0, gt=0, description="Seconds without use after which a session expires, by default."
+    )
+    max_session_ttl: float = Field(
+        7 * 86400.0, gt=0, description="The most seconds that a session may ask for."
+    )
+    max_sessions: int = Field(
+        100_000, ge=1, description="Sessions that are kept at a time; then 507."
+    )
+    session_cache_bytes: int = Field(
+        1 << 30,
+        ge=0,
+        description="Memory for the states of sessions; what is left out is made again when it is "
+        "needed.",
+    )
+    session_idle_seconds: float = Field(
+        30.0, ge=0, description="Seconds after which an unused session leaves that memory."
+    )
+
 
 class ClientSettings(BaseSettings):
     """Where the client finds a server, and with which key it calls."""

@@ -16,6 +16,9 @@ from bytelm_server.disconnect import ClientGone
 from bytelm_server.doors import Doors, listed
 from bytelm_server.keys import Keys
 from bytelm_server.routes import public, router
+from bytelm_server.session_routes import router as session_router
+from bytelm_server.sessions.service import Sessions
+from bytelm_server.stores.chosen import store_of
 from bytelm_server.wire import BodyLimit
 
 _ABOUT = """\
@@ -52,25 +55,29 @@ def create_app(lm: AsyncTokenLM | OpenLM, settings: ServerSettings | None = None
     Raises:
         KeyFileError: when the file of API keys cannot be read.
 
-    The application's ``state.backend`` is its ``Backend``.
+    The application's ``state.backend`` is its ``Backend``, ``state.sessions`` its ``Sessions``.
     """
     settings = settings or ServerSettings()
     ready = isinstance(lm, AsyncTokenLM)
     backend = Backend((lambda: nullcontext(lm)) if isinstance(lm, AsyncTokenLM) else lm, settings)
+    sessions = Sessions(store_of(settings), settings)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with backend.running():
+        async with sessions.running(), backend.running():
             if ready:
                 await backend.started()
             yield
 
     app = FastAPI(title="bytelm", version=version("bytelm"), description=_ABOUT, lifespan=lifespan)
     app.state.backend = backend
+    app.state.sessions = sessions
     keys = Keys(settings.keys_file)
     app.include_router(public)
     # For /docs: that calls come with a key. It is the doors that look for it.
-    app.include_router(router, dependencies=[Security(_BEARER)] if keys.required else [])
+    needs_key = [Security(_BEARER)] if keys.required else []
+    app.include_router(router, dependencies=needs_key)
+    app.include_router(session_router, dependencies=needs_key)
     errors.install(app)
     app.add_exception_handler(ClientGone, _nobody_reads)
     # The last one comes first.

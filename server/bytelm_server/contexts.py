@@ -135,7 +135,7 @@ class ContextIn(BytesIn):
     beginning of an answer.
     """
 
-    FORMS = ("text", "base64", "segments", "messages")
+    FORMS: ClassVar[tuple[str, ...]] = ("text", "base64", "segments", "messages")
     segments: list[SegmentIn] | None = None
     messages: Annotated[list[MessageIn], Field(min_length=1)] | None = None
     add_generation_prompt: bool = True

@@ -14,13 +14,16 @@ type                      status  codes
                                   ``context_too_long``
 ``invalid_request``       413     ``body_too_large``
 ``invalid_request``       415     ``unsupported_media_type``
-``not_found``             404     ``not_found``
+``not_found``             404     ``not_found``, ``session_not_found``
 ``method_not_allowed``    405     ``method_not_allowed``
 ``unauthorized``          401     ``missing_key``, ``unknown_key``
 ``forbidden``             403     ``host_not_allowed``, ``origin_not_allowed``
+``conflict``              409     ``version_conflict``, ``idempotency_conflict``, ``model_changed``
+``expired``               410     ``session_expired``
 ``overloaded``            429     ``queue_full``
 ``unavailable``           503     ``starting``, ``draining``, ``dead``
 ``timeout``               504     ``deadline_passed``
+``insufficient_storage``  507     ``store_full``
 ``internal_error``        500     ``internal_error``
 ========================  ======  ==================================================================
 

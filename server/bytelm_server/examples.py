@@ -5,17 +5,20 @@ from typing import Any
 from fastapi.openapi.models import Example
 
 
-def _call(summary: str, value: dict[str, Any], description: str = "") -> Example:
+def call(summary: str, value: dict[str, Any], description: str = "") -> Example:
+    """An example of a call."""
     return Example(summary=summary, description=description, value=value)
 
 
-def _answer(description: str, value: dict[str, Any]) -> dict[str, Any]:
+def answer(description: str, value: dict[str, Any]) -> dict[str, Any]:
+    """An example of an answer, as OpenAPI has it."""
     return {"description": description, "content": {"application/json": {"example": value}}}
 
 
-def _usage(
+def usage(
     bytes_in: int, bytes_out: int, evaluations: int, computed: int, cached: int
 ) -> dict[str, int]:
+    """What a call took."""
     return {
         "bytes_in": bytes_in,
         "bytes_out": bytes_out,
@@ -26,19 +29,19 @@ def _usage(
 
 
 NEXT_BYTES = {
-    "top": _call(
+    "top": call(
         "The five most probable bytes",
         {"context": "The capital of Fran", "top": 5},
         "The context ends inside a word; the next byte completes it.",
     ),
-    "all": _call("All 256 bytes", {"context": "The capital of Fran"}),
-    "bytes": _call(
+    "all": call("All 256 bytes", {"context": "The capital of Fran"}),
+    "bytes": call(
         "Bytes that are no text, and several contexts",
         {"contexts": [{"base64": "w6nDqcM="}, {"text": "plain"}, "also plain"], "top": 3},
         "The first context ends inside a UTF-8 character.",
     ),
 }
-NEXT_BYTES_ANSWER = _answer(
+NEXT_BYTES_ANSWER = answer(
     "A distribution for each context.",
     {
         "results": [
@@ -53,15 +56,15 @@ NEXT_BYTES_ANSWER = _answer(
                 "eos": None,
             }
         ],
-        "usage": _usage(19, 0, 5, 22, 0),
+        "usage": usage(19, 0, 5, 22, 0),
     },
 )
 
 CHAT = [{"role": "user", "content": "What is 2+2?"}]
 
 GREEDY = {
-    "one": _call("A continuation", {"context": "An apple a day keeps the ", "steps": 12}),
-    "beam": _call(
+    "one": call("A continuation", {"context": "An apple a day keeps the ", "steps": 12}),
+    "beam": call(
         "A wider beam",
         {
             "context": "The capital of Fran",
@@ -71,17 +74,17 @@ GREEDY = {
         },
         "More candidates cost more evaluations and come closer to the exact distribution.",
     ),
-    "stop": _call(
+    "stop": call(
         "Up to a stop string",
         {"context": "An apple a day keeps the ", "steps": 40, "stop": [" away", "\n"]},
         "The stop string is not returned.",
     ),
-    "chat": _call(
+    "chat": call(
         "A chat",
         {"context": {"messages": CHAT}, "steps": 60, "stop": "\n"},
         "The model's chat template writes the messages; EOS ends the answer.",
     ),
-    "segments": _call(
+    "segments": call(
         "Special tokens, and an answer that has begun",
         {
             "context": {
@@ -99,7 +102,7 @@ GREEDY = {
         },
         "Only `token` is a special token; a text that spells one is ordinary bytes.",
     ),
-    "ends": _call(
+    "ends": call(
         "Other ends of a text",
         {
             "context": "One, two, three",
@@ -109,11 +112,11 @@ GREEDY = {
         },
         "The tokens of a full stop and of a line's end, and the one with id 2, end the text.",
     ),
-    "several": _call(
+    "several": call(
         "Several contexts", {"contexts": ["One, two, ", "Monday, Tuesday, "], "steps": 16}
     ),
 }
-GREEDY_ANSWER = _answer(
+GREEDY_ANSWER = answer(
     "A continuation for each context.",
     {
         "results": [
@@ -123,19 +126,19 @@ GREEDY_ANSWER = _answer(
                 "finish_reason": "steps",
             }
         ],
-        "usage": _usage(25, 12, 5, 38, 0),
+        "usage": usage(25, 12, 5, 38, 0),
     },
 )
 
 SAMPLE = {
-    "one": _call(
+    "one": call(
         "A sample that can be repeated",
         {"context": "Once upon a time", "steps": 40, "temperature": 0.8, "seed": 7},
     ),
-    "several": _call(
+    "several": call(
         "Several samples of one context", {"context": "My name is ", "steps": 20, "n": 3, "seed": 7}
     ),
-    "filtered": _call(
+    "filtered": call(
         "Likely bytes only, and whole characters",
         {
             "context": "Le café est ",
@@ -151,7 +154,7 @@ SAMPLE = {
         "`valid_utf8` never leaves half a character.",
     ),
 }
-SAMPLE_ANSWER = _answer(
+SAMPLE_ANSWER = answer(
     "The samples of each context, context by context.",
     {
         "results": [
@@ -163,16 +166,16 @@ SAMPLE_ANSWER = _answer(
                 "finish_reason": "steps",
             }
         ],
-        "usage": _usage(16, 11, 8, 60, 0),
+        "usage": usage(16, 11, 8, 60, 0),
     },
 )
 
 SCORE = {
-    "choices": _call(
+    "choices": call(
         "Which continuation is likelier",
         {"context": "The capital of France is ", "continuations": ["Paris", "London", "Par"]},
     ),
-    "whole": _call(
+    "whole": call(
         "Byte by byte, with the end of the text",
         {
             "context": {"messages": CHAT},
@@ -183,7 +186,7 @@ SCORE = {
         "With `eos` the log-probability includes that the text ends there.",
     ),
 }
-SCORE_ANSWER = _answer(
+SCORE_ANSWER = answer(
     "A score for each continuation.",
     {
         "results": [
@@ -191,11 +194,11 @@ SCORE_ANSWER = _answer(
             {"logprob": -5.4884, "bits_per_byte": 1.3197},
             {"logprob": -0.2628, "bits_per_byte": 0.1264},
         ],
-        "usage": _usage(39, 0, 7, 46, 0),
+        "usage": usage(39, 0, 7, 46, 0),
     },
 )
 
-VOCAB_ANSWER = _answer(
+VOCAB_ANSWER = answer(
     "The vocabulary; the place of a token is its id.",
     {
         "fingerprint": "5f0c…",

@@ -26,7 +26,8 @@ LONGEST_STOP = 1024
 """Bytes of one stop string."""
 
 
-def _keep_failure(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+def keep_failure(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+    """What ``handler`` makes of a value, or why it cannot."""
     try:
         return handler(value)
     except ValidationError as error:
@@ -37,8 +38,8 @@ if TYPE_CHECKING:
     ContextItem = ContextIn | ValidationError
     BytesItem = BytesIn | ValidationError
 else:
-    ContextItem = Annotated[ContextIn, WrapValidator(_keep_failure)]
-    BytesItem = Annotated[BytesIn, WrapValidator(_keep_failure)]
+    ContextItem = Annotated[ContextIn, WrapValidator(keep_failure)]
+    BytesItem = Annotated[BytesIn, WrapValidator(keep_failure)]
 """One of several; a malformed one fails alone, so its error takes its place."""
 
 
@@ -149,8 +150,8 @@ def _stop_string(value: BytesIn) -> BytesIn:
     return value
 
 
-class GreedyCall(ContextCall):
-    """The most probable byte, again and again."""
+class Generation(Body):
+    """What every call takes that generates."""
 
     steps: int = Field(ge=1, description="The most bytes to generate.")
     stop: Annotated[
@@ -175,8 +176,8 @@ class GreedyCall(ContextCall):
         return [string.data for string in self.stop or ()]
 
 
-class SampleCall(GreedyCall):
-    """Bytes drawn from the distribution, one after another.
+class Drawing(Generation):
+    """What every call takes that draws.
 
     The filters apply in the order temperature, top_k, top_p, min_p, each to what the one before
     it left.
@@ -225,6 +226,18 @@ class SampleCall(GreedyCall):
                 "stop", "a stop string begins inside a character, which valid_utf8 does not allow"
             )
         return self
+
+
+class GreedyCall(Generation, ContextCall):
+    """The most probable byte, again and again."""
+
+
+class SampleCall(Drawing, ContextCall):
+    """Bytes drawn from the distribution, one after another.
+
+    The filters apply in the order temperature, top_k, top_p, min_p, each to what the one before
+    it left.
+    """
 
 
 class ScoreCall(BeamCall):

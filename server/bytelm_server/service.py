@@ -6,10 +6,11 @@ Must not know HTTP; a route hands in a checked body and gets the answer's body b
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from bytelm.beam import BeamParams, ByteBeamState
@@ -26,7 +27,7 @@ from bytelm.token_sampling import by_tokens, sample
 from bytelm.trie import TokenTrie
 from bytelm_server import answers, requests
 from bytelm_server.contexts import BytesIn, ContextIn
-from bytelm_server.counting import counting
+from bytelm_server.counting import CountingLM, counting
 from bytelm_server.errors import FieldError, item_detail
 from bytelm_server.limits import Limits
 from bytelm_server.streams import Channel, Events, Text
@@ -80,13 +81,18 @@ class ByteService:
         state = await ByteBeamState.initial(self.lm, self.limits.beam_params(requests.Beam()))
         await collect(generate(state, 2, LazyByteProbs.argmax))
 
+    @property
+    def fingerprint(self) -> str:
+        """Names the model: another one gives other distributions."""
+        return getattr(self.lm, "fingerprint", None) or self.lm.vocab.fingerprint()
+
     def model(self) -> answers.Model:
         """The model and the limits, as ``/v1/models`` gives them."""
         lm, s = self.lm, self.settings
         return answers.Model(
             name=s.served_model_name or str(getattr(lm, "model_name", type(lm).__name__)),
             revision=getattr(lm, "revision", None),
-            fingerprint=getattr(lm, "fingerprint", None) or lm.vocab.fingerprint(),
+            fingerprint=self.fingerprint,
             vocab_size=lm.vocab.size,
             initial_context=list(lm.vocab.initial_context),
             limits=answers.Limits(
@@ -118,13 +124,7 @@ class ByteService:
 
         async def work(run: _Run, state: ByteBeamState, index: int) -> list[_Outcome]:
             async with run.turn:
-                ps = (await state.logp_next()).ps
-            eos = float(ps[EOS])
-            if call.top is None:
-                return [_Outcome({"logprobs": ps[:256], "eos": eos})]
-            best = np.argsort(-ps[:256], kind="stable")[: call.top]
-            top = [answers.TopByte(byte=int(b), logprob=float(ps[b])) for b in best]
-            return [_Outcome(answers.TopBytes(top=top, eos=eos))]
+                return [_Outcome(next_bytes((await state.logp_next()).ps, call.top))]
 
         return await self._for_each_context(await self._run(call, cache_salt), call, work)
 
@@ -213,6 +213,18 @@ class ByteService:
             return await concurrently(one(place) for place in range(call.n))
 
         return work
+
+    async def begun(
+        self,
+        call: requests.BeamCall,
+        context: ContextIn,
+        max_context_length: int | None,
+        cache_salt: str | None = None,
+    ) -> tuple[ByteBeamState, CountingLM, int]:
+        """The state after a context, the model as it was used for that, and the context's bytes."""
+        run = await self._run(call, cache_salt)
+        run.keep_at_most(max_context_length)
+        return await run.begun(context, "context"), run.lm, run.bytes_in
 
     async def score(
         self, call: requests.ScoreCall, cache_salt: str | None = None
@@ -305,10 +317,16 @@ class _Run:
             vocab = self.lm.vocab
             context = await given.context(vocab, self._service.chat_template, place)
             self.bytes_in += context.length
-            await self._service.limits.check_context(
-                context, vocab, self.lm.max_context_tokens, self._prefill
-            )
+            # What is too long for the model is left out, where there is another limit.
+            cut = self._params.max_context_length is not None
+            fits = None if cut else self.lm.max_context_tokens
+            await self._service.limits.check_context(context, vocab, fits, self._prefill)
             return await begin(self.lm, self._params, context, mode=self._prefill)
+
+    def keep_at_most(self, tokens: int | None) -> None:
+        """Let states keep only so many tokens, the last ones; None for the model's limit."""
+        if tokens is not None:
+            self._params = replace(self._params, eos_tokens=None, max_context_length=tokens)
 
     def events(self, work: Coroutine[Any, Any, Any], results: int) -> Events:
         """What ``work`` generates in this run, so many texts, as it comes."""
@@ -355,14 +373,7 @@ class _Run:
 
     def usage(self, bytes_out: int) -> answers.Usage:
         """What the call took so far, for so many bytes."""
-        took, knows = self.lm.usage, self.lm.knows_tokens
-        return answers.Usage(
-            bytes_in=self.bytes_in,
-            bytes_out=bytes_out,
-            evaluations=took.evaluations,
-            tokens_computed=took.tokens_computed if knows else None,
-            tokens_cached=took.tokens_cached if knows else None,
-        )
+        return usage_of(self.lm, self.bytes_in, bytes_out)
 
 
 class _Told:
@@ -403,6 +414,34 @@ class _Told:
         if not self._left:
             event["usage"] = self._run.usage(self._bytes_out)
         await self.channel.put(event)
+
+
+def usage_of(lm: CountingLM, bytes_in: int, bytes_out: int) -> answers.Usage:
+    """What a call took: of the model, for so many bytes."""
+    took, knows = lm.usage, lm.knows_tokens
+    return answers.Usage(
+        bytes_in=bytes_in,
+        bytes_out=bytes_out,
+        evaluations=took.evaluations,
+        tokens_computed=took.tokens_computed if knows else None,
+        tokens_cached=took.tokens_cached if knows else None,
+    )
+
+
+def next_bytes(ps: NDArray[np.float64], top: int | None) -> Any:
+    """A distribution over the next byte as a result: whole, or its ``top`` bytes.
+
+    Args:
+        ps: float64 ``[258]``, natural logarithms.
+        top: how many; None for all.
+    """
+    eos = float(ps[EOS])
+    if top is None:
+        return {"logprobs": ps[:256], "eos": eos}
+    best = np.argsort(-ps[:256], kind="stable")[:top]
+    return answers.TopBytes(
+        top=[answers.TopByte(byte=int(b), logprob=float(ps[b])) for b in best], eos=eos
+    )
 
 
 def _continuation(made: Generated[Any]) -> answers.Continuation:

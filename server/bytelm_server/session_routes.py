@@ -1,0 +1,303 @@
+"""HTTP to the calls of sessions and back, and to rows of tokens; nothing else."""
+
+from typing import Annotated, Any
+
+import numpy as np
+from fastapi import APIRouter, Body, Depends, Header, Query, Request, Response
+
+from bytelm_server import session_examples as examples
+from bytelm_server.errors import ErrorBody, FieldError
+from bytelm_server.sessions import answers, bodies
+from bytelm_server.sessions.service import MOST_LISTED, SessionCalls, Sessions
+from bytelm_server.streams import Events
+from bytelm_server.token_rows import TokenRows
+from bytelm_server.wire import JsonResponse, JsonRoute
+from bytelm_server.work import Served, Work, Working
+
+OCTETS = "application/octet-stream"
+
+_FAILURES: dict[int | str, dict[str, Any]] = {
+    "4XX": {"model": ErrorBody, "description": "The call is at fault; the error says how."},
+    500: {"model": ErrorBody, "description": "The server is at fault."},
+    503: {"model": ErrorBody, "description": "The model is starting, stopping or dead."},
+    504: {"model": ErrorBody, "description": "The call took too long; nothing was changed."},
+}
+_CHANGES = {
+    **_FAILURES,
+    409: {"model": ErrorBody, "description": "Another version, key or model than expected."},
+    507: {"model": ErrorBody, "description": "There is no room to keep what would be new."},
+}
+_ROWS: dict[str, Any] = {
+    OCTETS: {"schema": {"type": "string", "format": "binary"}},
+}
+
+router = APIRouter(route_class=JsonRoute)
+
+
+async def _calls(request: Request, backend: Served, work: Working) -> SessionCalls:
+    sessions: Sessions = request.app.state.sessions
+    return sessions.of(backend.service, work.caller)
+
+
+Calls = Annotated[SessionCalls, Depends(_calls)]
+Key = Annotated[
+    str | None,
+    Header(
+        alias="Idempotency-Key",
+        min_length=1,
+        max_length=bodies.LONGEST_KEY,
+        description="Sent again with the same key and body, the call answers as it did and "
+        "changes nothing.",
+    ),
+]
+IfVersion = Annotated[
+    int | None, Query(ge=1, description="Only if the session has this version; else 409.")
+]
+
+
+def _wants_octets(request: Request) -> bool:
+    return OCTETS in request.headers.get("accept", "")
+
+
+def _octets(rows: Any) -> Response:
+    data = np.asarray(rows, "<f4")
+    shape = ",".join(map(str, data.shape))
+    return Response(data.tobytes(), media_type=OCTETS, headers={"X-Shape": shape})
+
+
+@router.post(
+    "/v1/token_logprobs",
+    tags=["tokens"],
+    response_model=answers.TokenRows,
+    responses={
+        200: {
+            **examples.TOKEN_LOGPROBS_ANSWER,
+            "content": {**examples.TOKEN_LOGPROBS_ANSWER["content"], **_ROWS},
+        },
+        **_FAILURES,
+    },
+)
+async def token_logprobs(
+    request: Request,
+    work: Working,
+    backend: Served,
+    call: Annotated[bodies.TokenLogprobsCall, Body(openapi_examples=examples.TOKEN_LOGPROBS)],
+) -> Response:
+    """The distribution over the token after each context, as the model gives it.
+
+    With `Accept: application/octet-stream` and no `top`: raw little-endian float32, a row of all
+    ids for each context; the header `X-Shape` has rows and columns. One bad context fails the call.
+    """
+    service = backend.service
+    service.limits.check_contexts(len(call.contexts))
+    if call.top is None and not _wants_octets(request):
+        raise FieldError(f"give top, or ask for whole rows with accept: {OCTETS}", "top")
+    rows = TokenRows(service, work.caller.cache_salt)
+    if call.top is None:
+        return _octets(await work.result(rows.rows(call.contexts)))
+    service.limits.check_rows(len(call.contexts), call.top)
+    return JsonResponse(await work.result(rows.answer(call.contexts, call.top)))
+
+
+@router.post(
+    "/v1/sessions",
+    tags=["sessions"],
+    response_model=answers.Moved,
+    responses={200: examples.CREATE_ANSWER, **_CHANGES},
+)
+async def create(
+    work: Working,
+    calls: Calls,
+    call: Annotated[bodies.CreateCall, Body(openapi_examples=examples.CREATE)],
+    key: Key = None,
+) -> JsonResponse:
+    """A new session: a handle to the state after a context, which calls move on."""
+    return JsonResponse(await work.result(calls.create(call, key)))
+
+
+@router.get("/v1/sessions", tags=["sessions"], response_model=answers.Page, responses=_FAILURES)
+async def page(
+    calls: Calls,
+    after: Annotated[str, Query(description="`next` of the page before.")] = "",
+    limit: Annotated[int, Query(ge=1, le=MOST_LISTED)] = 100,
+) -> JsonResponse:
+    """The sessions of this API key, oldest first."""
+    return JsonResponse(await calls.page(after, limit))
+
+
+@router.post(
+    "/v1/sessions:batch",
+    tags=["sessions"],
+    response_model=answers.Batch,
+    responses={200: examples.BATCH_ANSWER, **_FAILURES},
+)
+async def batch(
+    work: Working,
+    calls: Calls,
+    call: Annotated[bodies.BatchCall, Body(openapi_examples=examples.BATCH)],
+) -> JsonResponse:
+    """Many calls in one, run together; each has its answer, or its error, in its place."""
+    return JsonResponse(await work.result(calls.batch(call)))
+
+
+@router.get(
+    "/v1/sessions/{session_id}",
+    tags=["sessions"],
+    response_model=answers.Session,
+    responses=_FAILURES,
+)
+async def get(
+    work: Working,
+    calls: Calls,
+    session_id: str,
+    candidates: Annotated[bool, Query(description="With the beam's candidates.")] = False,
+) -> JsonResponse:
+    """What a session is."""
+    call = bodies.GetCall(candidates=candidates)
+    return JsonResponse(await work.result(calls.get(session_id, call)))
+
+
+@router.delete(
+    "/v1/sessions/{session_id}",
+    tags=["sessions"],
+    response_model=answers.Ended,
+    responses=_CHANGES,
+)
+async def delete(
+    work: Working, calls: Calls, session_id: str, if_version: IfVersion = None, key: Key = None
+) -> JsonResponse:
+    """End a session."""
+    call = bodies.DeleteCall(if_version=if_version)
+    return JsonResponse(await work.result(calls.delete(session_id, call, key)))
+
+
+@router.post(
+    "/v1/sessions/{session_id}/fork",
+    tags=["sessions"],
+    response_model=answers.Moved,
+    responses={200: examples.CREATE_ANSWER, **_CHANGES},
+)
+async def fork(
+    work: Working,
+    calls: Calls,
+    session_id: str,
+    call: Annotated[bodies.ForkCall, Body(openapi_examples=examples.FORK)],
+    key: Key = None,
+) -> JsonResponse:
+    """A second session at the same state, or moved on from it; this one stays as it is."""
+    return JsonResponse(await work.result(calls.fork(session_id, call, key)))
+
+
+@router.post(
+    "/v1/sessions/{session_id}/advance",
+    tags=["sessions"],
+    response_model=answers.Moved,
+    responses={200: examples.MOVED_ANSWER, **_CHANGES},
+)
+async def advance(
+    work: Working,
+    calls: Calls,
+    session_id: str,
+    call: Annotated[bodies.AdvanceCall, Body(openapi_examples=examples.ADVANCE)],
+    key: Key = None,
+) -> JsonResponse:
+    """Move a session on, byte by byte (or token by token)."""
+    return JsonResponse(await work.result(calls.advance(session_id, call, key)))
+
+
+@router.post(
+    "/v1/sessions/{session_id}/prefill",
+    tags=["sessions"],
+    response_model=answers.Moved,
+    responses={200: examples.MOVED_ANSWER, **_CHANGES},
+)
+async def prefill(
+    work: Working,
+    calls: Calls,
+    session_id: str,
+    call: Annotated[bodies.PrefillCall, Body(openapi_examples=examples.PREFILL)],
+    key: Key = None,
+) -> JsonResponse:
+    """Move a session on by a long text, which is read at once instead of byte by byte."""
+    return JsonResponse(await work.result(calls.prefill(session_id, call, key)))
+
+
+@router.get(
+    "/v1/sessions/{session_id}/next",
+    tags=["sessions"],
+    response_model=answers.Next,
+    responses={
+        200: {"description": "The distribution.", "content": _ROWS},
+        **_FAILURES,
+    },
+)
+async def next_symbol(
+    request: Request,
+    work: Working,
+    calls: Calls,
+    session_id: str,
+    top: Annotated[
+        int | None, Query(ge=1, description="Only the most probable, this many.")
+    ] = None,
+    prune: Annotated[bool, Query(description="That of the pruned state.")] = False,
+) -> Response:
+    """The distribution over what comes next: bytes and EOS, or tokens.
+
+    Token sessions need `top`, or `Accept: application/octet-stream` for the whole row.
+    """
+    if top is None and not prune and _wants_octets(request):
+        return _octets(await work.result(calls.row(session_id)))
+    call = bodies.NextCall(top=top, prune=prune)
+    return JsonResponse(await work.result(calls.next(session_id, call)))
+
+
+@router.post(
+    "/v1/sessions/{session_id}/greedy",
+    tags=["sessions"],
+    response_model=answers.Generated,
+    responses={200: examples.GREEDY_ANSWER, **_CHANGES},
+)
+async def greedy(
+    work: Working,
+    calls: Calls,
+    session_id: str,
+    call: Annotated[bodies.SessionGreedyCall, Body(openapi_examples=examples.GREEDY)],
+    key: Key = None,
+) -> Response:
+    """The most probable continuation; the session moves on behind it."""
+    return await _generated(work, calls, session_id, call, key)
+
+
+@router.post(
+    "/v1/sessions/{session_id}/sample",
+    tags=["sessions"],
+    response_model=answers.Generated,
+    responses={200: examples.SAMPLE_ANSWER, **_CHANGES},
+)
+async def sample(
+    work: Working,
+    calls: Calls,
+    session_id: str,
+    call: Annotated[bodies.SessionSampleCall, Body(openapi_examples=examples.SAMPLE)],
+    key: Key = None,
+) -> Response:
+    """A drawn continuation; the session moves on behind it."""
+    return await _generated(work, calls, session_id, call, key)
+
+
+async def _generated(
+    work: Work,
+    calls: SessionCalls,
+    session_id: str,
+    call: bodies.SessionGreedyCall | bodies.SessionSampleCall,
+    key: str | None,
+) -> Response:
+    if not call.stream:
+        return JsonResponse(await work.result(calls.generate(session_id, call, key)))
+    if key is not None:
+        raise FieldError(
+            "a stream cannot be sent again: go on from the session's version and length",
+            "Idempotency-Key",
+        )
+    events: Events = calls.events(session_id, call)
+    return await work.stream(events)

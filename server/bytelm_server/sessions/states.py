@@ -1,0 +1,495 @@
+"""What a session stands at: a byte LM's state or a token LM's, and both as bytes.
+
+A state is an immutable value. ``Packed`` is what is stored of it; ``unpack`` makes the same state
+of that again, on any server with the same model. Must not know versions, owners or stores.
+"""
+
+from __future__ import annotations
+
+import base64
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, NamedTuple, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bytelm.beam import POINTER, BeamParams, ByteBeamState
+from bytelm.context import Context, Special, Text
+from bytelm.draws import Draw
+from bytelm.errors import ContextTooLong, MethodError, SnapshotError, VocabError
+from bytelm.generation import FinishReason, generate
+from bytelm.logprobs import LazyByteProbs
+from bytelm.snapshot import Snapshot
+from bytelm.stop_strings import StopStrings
+from bytelm.token_lm import AsyncTokenLM, StatefulTokenizedLM
+from bytelm.token_sampling import sample
+from bytelm.vocab import ByteVocab
+from bytelm_server.answers import bytes_out
+from bytelm_server.errors import FieldError
+from bytelm_server.requests import Drawing, Generation
+from bytelm_server.service import next_bytes
+from bytelm_server.sessions.answers import Candidate
+from bytelm_server.sessions.bodies import Input, Step
+from bytelm_server.token_rows import top_tokens
+
+
+class Packed(NamedTuple):
+    """What is stored of a state: see ``stores.Record``."""
+
+    meta: dict[str, Any]
+    head: bytes
+    trunk: bytes
+
+
+class Grown(NamedTuple):
+    """Some more of a continuation that is final.
+
+    Attributes:
+        data: the bytes.
+        tokens: the tokens, of a token session.
+        logprob: natural logarithm of their probability; None unless asked for.
+        state: the state after them.
+        finish_reason: None in all but the last.
+    """
+
+    data: bytes
+    tokens: tuple[int, ...]
+    logprob: float | None
+    state: SessionState
+    finish_reason: FinishReason | None
+
+
+class SessionState(ABC):
+    """A state of either kind."""
+
+    kind: ClassVar[str]
+
+    @property
+    @abstractmethod
+    def length(self) -> int:
+        """How many bytes or tokens were consumed."""
+
+    @property
+    @abstractmethod
+    def nbytes(self) -> int:
+        """About how much memory it takes."""
+
+    @property
+    def context_bytes(self) -> int:
+        """How many bytes a context limit counts."""
+        return self.length
+
+    @abstractmethod
+    def on(self, lm: AsyncTokenLM) -> Self:
+        """The same state, evaluated by ``lm`` from here on."""
+
+    @abstractmethod
+    async def settled(self) -> Self:
+        """The same state with nothing left to do before it can go on."""
+
+    @abstractmethod
+    async def advanced(self, by: Step) -> Self:
+        """The state after what ``by`` has, one step after another."""
+
+    @abstractmethod
+    async def prefilled(self, by: Input, mode: str | None) -> Self:
+        """The same by what is fastest for a long text."""
+
+    @abstractmethod
+    async def next(self, top: int | None, prune: bool) -> Any:
+        """What comes next, as a result of the API."""
+
+    @abstractmethod
+    def grown(self, call: Generation, draw: Draw | None) -> AsyncIterator[Grown]:
+        """A continuation: the most probable one, or drawn."""
+
+    @abstractmethod
+    def candidates(self) -> list[Candidate]:
+        """What the state is made of."""
+
+    @abstractmethod
+    def packed(self, before: bytes) -> Packed:
+        """What to store; the trunk begins with ``before`` if it can."""
+
+
+@dataclass(frozen=True)
+class ByteState(SessionState):
+    """A byte LM's state.
+
+    Attributes:
+        beam: the beam.
+        mode: how long texts are read.
+        consumed: how many bytes of text the beam has read.
+        pending: bytes behind the beam that are still to be read.
+        trunk: the beam's last trunk, and the same as bytes.
+    """
+
+    kind = "byte"
+
+    beam: ByteBeamState
+    mode: str
+    consumed: int
+    pending: bytes = b""
+    trunk: tuple[tuple[int, ...], bytes] = ((), b"")
+
+    @property
+    def length(self) -> int:
+        """How many bytes were consumed."""
+        return self.consumed + len(self.pending)
+
+    @property
+    def nbytes(self) -> int:
+        """About how much memory it takes."""
+        return self.beam.nbytes + len(self.trunk[1]) + POINTER * len(self.trunk[0])
+
+    def on(self, lm: AsyncTokenLM) -> Self:
+        """See ``SessionState``."""
+        return replace(self, beam=self.beam.on(lm))
+
+    async def settled(self) -> Self:
+        """See ``SessionState``; reads what is pending."""
+        if not self.pending:
+            return self
+        try:
+            beam = await self.beam.prefill(self.pending, self.mode)
+        except ContextTooLong:
+            # Drawn tokens may be fewer than the canonical ones of the same bytes.
+            beam = self.beam
+            for b in self.pending:
+                beam = await (beam.prune() << b)
+        return replace(self, beam=beam, consumed=self.length, pending=b"")
+
+    async def advanced(self, by: Step) -> Self:
+        """See ``SessionState``."""
+        beam = self.beam
+        text = b""
+        for segment in self._segments(by):
+            if isinstance(segment, Special):
+                beam, text = beam.insert([segment.token_id], text), b""
+            else:
+                text = segment.data
+        for b in text:
+            beam = await ((beam.prune() if by.prune else beam) << b)
+        return self._after(beam, by)
+
+    async def prefilled(self, by: Input, mode: str | None) -> Self:
+        """See ``SessionState``."""
+        beam = self.beam
+        text = b""
+        for segment in self._segments(by):
+            if isinstance(segment, Special):
+                beam, text = beam.insert([segment.token_id], text), b""
+            else:
+                text = segment.data
+        return self._after(await beam.prefill(text, mode or self.mode), by)
+
+    def _segments(self, by: Input) -> Sequence[Text | Special]:
+        if by.tokens is not None:
+            raise FieldError("tokens go with token sessions only: give bytes", "tokens")
+        return _context(by, self.beam.source.vocab).segments
+
+    def _after(self, beam: ByteBeamState, by: Input) -> Self:
+        return replace(self, beam=beam, consumed=self.consumed + text_length(by))
+
+    async def next(self, top: int | None, prune: bool) -> Any:
+        """See ``SessionState``."""
+        if top is not None and top > 256:
+            raise FieldError("top can be at most 256 for bytes", "top")
+        beam = self.beam.prune() if prune else self.beam
+        return next_bytes((await beam.logp_next()).ps, top)
+
+    async def grown(self, call: Generation, draw: Draw | None) -> AsyncIterator[Grown]:
+        """See ``SessionState``."""
+        pieces: AsyncIterator[Any]
+        if draw is None:
+            pieces = generate(
+                self.beam, call.steps, LazyByteProbs.argmax, stop=call.stops, logprobs=call.logprobs
+            )
+        else:
+            assert isinstance(call, Drawing)
+            how: dict[str, Any] = {"valid_utf8": call.valid_utf8, "logprobs": call.logprobs}
+            try:
+                pieces = sample(
+                    self.beam, call.steps, draw, method=call.method, stop=call.stops, **how
+                )
+            except MethodError as error:
+                raise FieldError(str(error), error.option) from error
+        data = b""
+        async for piece in pieces:
+            data += piece.data
+            if piece.state is None:
+                # Drawn by tokens: the state is that of the bytes, which is made once, at the end.
+                state = replace(self, pending=data)
+                if piece.finish_reason is not None:
+                    state = await state.settled()
+            else:
+                state = replace(self, beam=piece.state, consumed=self.consumed + len(data))
+            yield Grown(piece.data, (), piece.logprob, state, piece.finish_reason)
+
+    def candidates(self) -> list[Candidate]:
+        """The beam's candidates, best first."""
+        return [
+            Candidate(weight=c.weight, tokens=list(c.tokens), partial=bytes_out(c.partial))
+            for c in self.beam
+        ]
+
+    def packed(self, before: bytes) -> Packed:
+        """See ``SessionState``."""
+        known, data = self.trunk if self.trunk[1] == before else (_ids(before), before)
+        snapshot = Snapshot.of(self.beam, known)
+        if snapshot.trunk[: len(known)] == known:
+            data += _bytes(snapshot.trunk[len(known) :])
+        else:
+            data = _bytes(snapshot.trunk)
+        object.__setattr__(self, "trunk", (snapshot.trunk, data))
+        meta = {
+            "beam": _written(self.beam.params),
+            "mode": self.mode,
+            "consumed": self.consumed,
+            "pending": base64.b64encode(self.pending).decode(),
+        }
+        return Packed(meta, snapshot.head, data)
+
+    @classmethod
+    async def unpacked(cls, packed: Packed, lm: AsyncTokenLM) -> Self:
+        """The state that was packed; evaluates each context of the beam once."""
+        meta, head, data = packed
+        trunk = _ids(data)
+        beam = await Snapshot(trunk, head).restored(lm, _read(meta["beam"]))
+        pending = base64.b64decode(meta["pending"])
+        return cls(beam, meta["mode"], meta["consumed"], pending, (trunk, data))
+
+
+@dataclass(frozen=True)
+class TokenState(SessionState):
+    """A token LM's state.
+
+    Attributes:
+        lm_state: the state.
+        consumed: how many tokens were consumed, those that were left out again included.
+    """
+
+    kind = "token"
+
+    lm_state: StatefulTokenizedLM
+    consumed: int
+
+    @property
+    def length(self) -> int:
+        """How many tokens were consumed."""
+        return self.consumed
+
+    @property
+    def context_bytes(self) -> int:
+        """Tokens have limits of their own."""
+        return 0
+
+    @property
+    def nbytes(self) -> int:
+        """About how much memory it takes."""
+        return POINTER * len(self.lm_state.context)
+
+    def on(self, lm: AsyncTokenLM) -> Self:
+        """See ``SessionState``."""
+        old = self.lm_state
+        state = StatefulTokenizedLM(lm, old.context, old.n_calls, old.max_context_length)
+        return replace(self, lm_state=state)
+
+    async def settled(self) -> Self:
+        """See ``SessionState``."""
+        return self
+
+    async def advanced(self, by: Step) -> Self:
+        """See ``SessionState``."""
+        return await self.prefilled(by, None)
+
+    async def prefilled(self, by: Input, mode: str | None) -> Self:
+        """See ``SessionState``; evaluates nothing."""
+        if mode is not None:
+            raise FieldError("prefill goes with byte sessions only", "prefill")
+        vocab, context = self.lm_state.model.vocab, self.lm_state.context
+        if by.tokens is not None:
+            tokens = by.tokens
+            for i, token in enumerate(tokens):
+                if token >= vocab.size:
+                    raise FieldError(f"token {token} is not in 0..{vocab.size - 1}", f"tokens[{i}]")
+        else:
+            tokens = _context(by, vocab).tokens_after(context, vocab)[len(context) :]
+        return self._after(tokens)
+
+    def _after(self, tokens: Sequence[int]) -> Self:
+        state = self.lm_state
+        for token in tokens:
+            state = state << token
+        check_fits(state)
+        return replace(self, lm_state=state, consumed=self.consumed + len(tokens))
+
+    async def next(self, top: int | None, prune: bool) -> Any:
+        """See ``SessionState``."""
+        if prune:
+            raise FieldError("prune goes with byte sessions only", "prune")
+        if top is None:
+            raise FieldError(
+                "give top, or ask for the whole row with accept: application/octet-stream", "top"
+            )
+        return top_tokens(await self.row(), top)
+
+    async def row(self) -> NDArray[np.float32]:
+        """The distribution over the next token, float32 ``[vocab.size]``."""
+        return await self.lm_state.logp_next()
+
+    async def grown(self, call: Generation, draw: Draw | None) -> AsyncIterator[Grown]:
+        """See ``SessionState``."""
+        if isinstance(call, Drawing) and (call.valid_utf8 or call.method == "byte"):
+            name = "valid_utf8" if call.valid_utf8 else "method"
+            raise FieldError(f"{name} goes with byte sessions only", name)
+        vocab, fits = self.lm_state.model.vocab, self.lm_state.model.max_context_tokens
+        stops = StopStrings(call.stops)
+        held: list[_Token] = []
+        given, state, node, size = self, self, 0, 0
+        finish: FinishReason = "steps"
+        logprob_of_eos = 0.0
+        for left in range(call.steps, 0, -1):
+            if fits is not None and len(state.lm_state.context) > fits:
+                finish = "length"
+                break
+            row = await state.row()
+            token = int(row.argmax()) if draw is None else draw.among(row)
+            logprob = float(row[token])
+            if token in vocab.eos_token_ids:
+                finish, logprob_of_eos = "eos", logprob
+                break
+            state = replace(state, lm_state=state.lm_state << token, consumed=state.consumed + 1)
+            data = vocab.token_bytes[token]
+            held.append(_Token(token, data, logprob, state))
+            size += len(data)
+            for n, b in enumerate(data, start=1):
+                node = stops.follow(node, b)
+                if stops.ended[node]:
+                    # What is kept ends before the stop string begins.
+                    size += n - len(data) - stops.ended[node]
+                    finish = "stop"
+                    break
+            if finish == "stop":
+                while held and sum(len(one.data) for one in held) > size:
+                    held.pop()
+                break
+            ready = _whole(held, size - stops.begun[node])
+            if ready and left > 1:
+                given = held[ready - 1].state
+                yield _grown(held[:ready], given, call.logprobs)
+                size -= sum(len(one.data) for one in held[:ready])
+                del held[:ready]
+        last = _grown(held, held[-1].state if held else given, call.logprobs)
+        if last.logprob is not None:
+            last = last._replace(logprob=last.logprob + logprob_of_eos)
+        yield last._replace(finish_reason=finish)
+
+    def candidates(self) -> list[Candidate]:
+        """The one tokenization that there is."""
+        tokens = list(self.lm_state.context)
+        return [Candidate(weight=0.0, tokens=tokens, partial=bytes_out(b""))]
+
+    def packed(self, before: bytes) -> Packed:
+        """See ``SessionState``."""
+        trunk = _bytes(self.lm_state.context)
+        most = self.lm_state.max_context_length
+        return Packed({"consumed": self.consumed, "max_context_length": most}, b"", trunk)
+
+    @classmethod
+    async def unpacked(cls, packed: Packed, lm: AsyncTokenLM) -> Self:
+        """The state that was packed; evaluates nothing."""
+        most = packed.meta["max_context_length"]
+        state = StatefulTokenizedLM(lm, _ids(packed.trunk), max_context_length=most)
+        return cls(state, packed.meta["consumed"])
+
+
+class _Token(NamedTuple):
+    token: int
+    data: bytes
+    logprob: float
+    state: TokenState
+
+
+def _whole(held: Sequence[_Token], size: int) -> int:
+    """How many tokens lie within the first ``size`` bytes."""
+    count = 0
+    for one in held:
+        size -= len(one.data)
+        if size < 0:
+            break
+        count += 1
+    return count
+
+
+def _grown(held: Sequence[_Token], state: TokenState, logprobs: bool) -> Grown:
+    data = b"".join(one.data for one in held)
+    logprob = float(sum(one.logprob for one in held)) if logprobs else None
+    return Grown(data, tuple(one.token for one in held), logprob, state, None)
+
+
+def check_fits(state: StatefulTokenizedLM) -> None:
+    """Refuse a context that the model cannot take; ContextTooLong."""
+    fits = state.model.max_context_tokens
+    if fits is not None and len(state.context) > fits:
+        raise ContextTooLong(
+            f"the context has {len(state.context)} tokens, the model takes at most {fits}"
+        )
+
+
+def unpack(kind: str, packed: Packed, lm: AsyncTokenLM) -> Any:
+    """The state that was packed, by its kind."""
+    states: dict[str, type[ByteState | TokenState]] = {"byte": ByteState, "token": TokenState}
+    if kind not in states:
+        raise SnapshotError(f"there are no sessions of kind {kind!r}")
+    return states[kind].unpacked(packed, lm)
+
+
+def text_length(by: Input) -> int:
+    """How many bytes of text there are."""
+    if by.bytes is not None:
+        return len(by.bytes.data)
+    return sum(len(s.data) for s in by.segments or () if s.token is None)
+
+
+def _context(by: Input, vocab: ByteVocab) -> Context:
+    if by.bytes is not None:
+        return Context([Text(by.bytes.data)])
+    segments = []
+    for i, segment in enumerate(by.segments or ()):
+        try:
+            segments.append(segment.segment(vocab))
+        except VocabError as error:
+            raise FieldError(str(error), f"segments[{i}].token") from error
+    return Context(segments)
+
+
+def _bytes(ids: Sequence[int]) -> bytes:
+    return np.array(ids, "<u4").tobytes()
+
+
+def _ids(data: bytes) -> tuple[int, ...]:
+    return tuple(np.frombuffer(data, "<u4").tolist())
+
+
+def _written(params: BeamParams) -> dict[str, Any]:
+    eos = params.eos_byte_strings
+    return {
+        "K": params.K,
+        "prune_threshold": params.prune_threshold,
+        "eos": None if eos is None else [list(t) if isinstance(t, bytes) else t for t in eos],
+        "heal": params.heal,
+        "heal_max_backoff": params.heal_max_backoff,
+        "heal_max_splits": params.heal_max_splits,
+        "special_tokens": params.special_tokens,
+        "max_context_length": params.max_context_length,
+    }
+
+
+def _read(written: dict[str, Any]) -> BeamParams:
+    given = dict(written)
+    eos = given.pop("eos")
+    tokens = None if eos is None else [bytes(t) if isinstance(t, list) else t for t in eos]
+    return BeamParams(**given, eos_byte_strings=tokens)

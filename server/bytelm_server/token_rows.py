@@ -1,0 +1,74 @@
+"""Distributions over tokens: a model's rows as they are, without bytes.
+
+Must not know HTTP.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bytelm.errors import ContextTooLong, InputError
+from bytelm_server.counting import CountingLM, counting
+from bytelm_server.errors import FieldError, detail_of
+from bytelm_server.service import ByteService, concurrently, usage_of
+
+
+def top_tokens(row: NDArray[np.float32], top: int) -> dict[str, Any]:
+    """The most probable tokens, best first; the smallest id of equals first.
+
+    Args:
+        row: float32 ``[vocab.size]``, natural logarithms.
+        top: how many.
+    """
+    if top < len(row):
+        # All that are as good as the last one that is wanted, so that ties fall by id.
+        least = np.partition(row, -top)[-top]
+        some = np.flatnonzero(row >= least)
+    else:
+        some = np.arange(len(row))
+    best = some[np.argsort(-row[some], kind="stable")][:top]
+    return {"top": [{"token": int(t), "logprob": float(row[t])} for t in best]}
+
+
+class TokenRows:
+    """The distributions after contexts of token ids.
+
+    Args:
+        service: has the model and the limits.
+        cache_salt: cached work is shared with calls of the same salt only.
+    """
+
+    def __init__(self, service: ByteService, cache_salt: str | None) -> None:
+        self.lm: CountingLM = counting(service.lm, cache_salt)
+        self._service = service
+
+    async def rows(self, contexts: Sequence[Sequence[int]]) -> list[NDArray[np.float32]]:
+        """A row for each context, float32 ``[vocab.size]``; the first error is raised."""
+        for index, context in enumerate(contexts):
+            self._check(context, f"contexts[{index}]")
+        return await concurrently(self.lm.next_token_logprobs(c) for c in contexts)
+
+    async def answer(self, contexts: Sequence[Sequence[int]], top: int) -> dict[str, Any]:
+        """The ``top`` tokens after each context; a bad one has its error in its place."""
+
+        async def one(context: Sequence[int], index: int) -> dict[str, Any]:
+            try:
+                self._check(context, f"contexts[{index}]")
+                return top_tokens(await self.lm.next_token_logprobs(context), top)
+            except InputError as error:
+                return {"index": index, "error": detail_of(error, f"contexts[{index}]")}
+
+        results = await concurrently(one(c, i) for i, c in enumerate(contexts))
+        return {"results": results, "usage": usage_of(self.lm, 0, 0)}
+
+    def _check(self, context: Sequence[int], place: str) -> None:
+        size, fits = self.lm.vocab.size, self.lm.max_context_tokens
+        for i, token in enumerate(context):
+            if token >= size:
+                raise FieldError(f"token {token} is not in 0..{size - 1}", f"{place}[{i}]")
+        if fits is not None and len(context) > fits:
+            raise ContextTooLong(
+                f"the context has {len(context)} tokens, the model takes at most {fits}"
+            )
