@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from bytelm_client.errors import BytelmClientError as BytelmClientError
     from bytelm_client.errors import CannotConnect as CannotConnect
     from bytelm_client.errors import Conflict as Conflict
+    from bytelm_client.errors import ConnectionLost as ConnectionLost
     from bytelm_client.errors import Gone as Gone
     from bytelm_client.errors import InvalidRequest as InvalidRequest
     from bytelm_client.errors import ItemsFailed as ItemsFailed
@@ -53,6 +54,7 @@ _HOMES = {
     "BadAnswer": "errors",
     "BytelmClientError": "errors",
     "CannotConnect": "errors",
+    "ConnectionLost": "errors",
     "InvalidRequest": "errors",
     "ItemsFailed": "errors",
     "NotReady": "errors",

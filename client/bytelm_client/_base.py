@@ -18,6 +18,7 @@ from bytelm_client.errors import (
     APIError,
     BadAnswer,
     CannotConnect,
+    ConnectionLost,
     ItemsFailed,
     TimedOut,
     api_error,
@@ -151,13 +152,17 @@ class BaseClient:
         """The error for a stream that ended too early, after so many bytes."""
         if isinstance(error, httpx.TimeoutException):
             return TimedOut(f"{self.base_url} fell silent after {count} bytes")
-        return CannotConnect(f"the connection to {self.base_url} broke after {count} bytes")
+        return ConnectionLost(f"the connection to {self.base_url} broke after {count} bytes")
 
     def _failed(self, error: httpx.HTTPError | httpx.InvalidURL) -> Exception:
         if isinstance(error, httpx.TimeoutException) and not isinstance(
             error, httpx.ConnectTimeout
         ):
             return TimedOut(f"{self.base_url} did not answer in time")
+        if isinstance(error, httpx.NetworkError | httpx.RemoteProtocolError) and not isinstance(
+            error, httpx.ConnectError
+        ):
+            return ConnectionLost(f"the connection to {self.base_url} broke before an answer came")
         return CannotConnect(f"no answer from {self.base_url}: {error}; is the server running?")
 
 

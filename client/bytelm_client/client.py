@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar, Unpack, overload
@@ -102,6 +102,10 @@ class Client(BaseClient):
 
     def _streamed(self, call: Call[None], told: Callable[[Event], None] | None = None) -> Stream:
         return Stream(lambda: self._open(call), self._broken, told)
+
+    def call(self, path: str, body: Mapping[str, Any]) -> Any:
+        """The answer to any call that changes nothing, as the API has both."""
+        return self._send(Call("POST", path, lambda answer: answer, body))
 
     def health(self) -> str:
         """``"ready"``, or ``"starting"``, ``"draining"`` or ``"dead"``."""
@@ -293,6 +297,10 @@ class AsyncClient(BaseClient):
         self, call: Call[None], told: Callable[[Event], None] | None = None
     ) -> AsyncStream:
         return AsyncStream(lambda: self._open(call), self._broken, told)
+
+    async def call(self, path: str, body: Mapping[str, Any]) -> Any:
+        """The answer to any call that changes nothing, as the API has both."""
+        return await self._send(Call("POST", path, lambda answer: answer, body))
 
     async def health(self) -> str:
         """``"ready"``, or ``"starting"``, ``"draining"`` or ``"dead"``."""

@@ -4,6 +4,7 @@
 
     BytelmClientError (Exception)
     ├── CannotConnect              no server answers at the address
+    ├── ConnectionLost             the connection broke before the answer was there
     ├── TimedOut                   the server took longer than the client's timeout
     ├── BadAnswer                  what answered is not a bytelm server
     ├── ItemsFailed                some of several results failed; the others' results are in it
@@ -28,7 +29,11 @@ class BytelmClientError(Exception):
 
 
 class CannotConnect(BytelmClientError):
-    """No server answers at the address, or the connection broke."""
+    """No server answers at the address."""
+
+
+class ConnectionLost(BytelmClientError):
+    """The connection broke before the answer was there; a server may have ended."""
 
 
 class TimedOut(BytelmClientError):

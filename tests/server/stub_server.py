@@ -6,6 +6,7 @@ Besides the API it has ``/test/…`` routes, by which a test sees and steers the
 
 import asyncio
 import itertools
+import os
 import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -125,6 +126,8 @@ def main() -> None:
                 lm.is_alive = False
             case "break":
                 lm.broken = bool(value)
+            case "crash":
+                asyncio.get_running_loop().call_later(0.05, os._exit, 1)
 
     uvicorn.run(app, port=int(sys.argv[1]), log_level="warning")
 

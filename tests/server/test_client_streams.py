@@ -10,8 +10,8 @@ import pytest
 
 from bytelm_client import (
     AsyncClient,
-    CannotConnect,
     Client,
+    ConnectionLost,
     InvalidRequest,
     NotReady,
     ServerFailed,
@@ -125,7 +125,7 @@ async def test_a_connection_that_breaks_is_one_clear_error(
 
     with proxy_to(url) as proxy:
         proxy.cut_stream = True
-        with pytest.raises(CannotConnect, match=r"broke after \d+ bytes"):
+        with pytest.raises(ConnectionLost, match=r"broke after \d+ bytes"):
             await read(kind(proxy.url))
         assert proxy.connections == 1
 

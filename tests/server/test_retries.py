@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from bytelm_client import AsyncClient, CannotConnect, Client, NotReady, TimedOut
+from bytelm_client import AsyncClient, Client, ConnectionLost, NotReady, TimedOut
 from tests.server.proxy import Proxy, proxy_to
 
 
@@ -40,7 +40,7 @@ async def test_it_is_sent_so_often_and_no_more(
     proxy: Proxy, kind: type[Client | AsyncClient]
 ) -> None:
     proxy.break_before = 100
-    with pytest.raises(CannotConnect):
+    with pytest.raises(ConnectionLost):
         await answered(kind(proxy.url, retries=2), "hello")
     assert proxy.connections == 3
 

@@ -1,7 +1,8 @@
 """The command line, ``bytelm``: one module for each group of commands.
 
-Exit codes: 0 when all went well, 1 when the model or its engine failed, 2 when the command, a
-setting, a model's name or the address was wrong, 130 after Ctrl-C.
+Exit codes: 0 when all went well; 1 when the model, its engine or the server failed, or some of
+several prompts did; 2 when the command, a setting, a file, a model's name or an address was wrong;
+130 after Ctrl-C; 141 when whoever reads the output has left.
 
 The server, the engine and numpy are imported inside the commands that need them.
 """
@@ -12,6 +13,7 @@ from typing import Annotated
 
 import typer
 
+from bytelm_client.cli.generate import greedy, sample
 from bytelm_client.cli.keys import keys
 from bytelm_client.cli.serve import serve
 
@@ -23,7 +25,8 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command()(serve)
+for command in (serve, greedy, sample):
+    app.command()(command)
 app.add_typer(keys, name="keys")
 
 

@@ -3,15 +3,34 @@
 Must not know which commands there are.
 """
 
+import os
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import TracebackType
+from typing import Self
 
 import typer
 from rich.console import Console
 from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.progress import Progress as Bars
 
 from bytelm.errors import BytelmError, InputError
+from bytelm_client.errors import BytelmClientError, CannotConnect, InvalidRequest, TooManyRequests
+
+INTERRUPTED = 130
+"""The exit code after Ctrl-C."""
+OUTPUT_CLOSED = 141
+"""The exit code when whoever reads the output has left."""
+LINE_SECONDS = 10.0
+"""How often a count is told where there is no terminal."""
 
 
 class Progress:
@@ -34,20 +53,98 @@ class Progress:
         self._status.stop()
 
 
+class Count:
+    """How far long work is, on stderr, with its rate and the time left.
+
+    A moving bar on a terminal, else a line every few seconds.
+
+    Args:
+        what: the work, such as "scoring".
+        total: how much there is.
+        unit: of what, such as "bytes".
+        done: how much was done before.
+    """
+
+    def __init__(self, what: str, total: int, unit: str, done: int = 0) -> None:
+        self.what, self.total, self.unit = what, total, unit
+        self.done = self._before = done
+        self._began = self._told = time.monotonic()
+        console = Console(stderr=True, highlight=False)
+        self._bars = Bars(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TextColumn("{task.completed:.0f} of {task.total:.0f} {task.fields[unit]}"),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+            transient=True,
+        )
+        self._task = self._bars.add_task(what, total=total, completed=done, unit=unit, rate="")
+
+    @property
+    def rate(self) -> float:
+        """How much was done in a second, so far."""
+        return (self.done - self._before) / max(time.monotonic() - self._began, 1e-9)
+
+    def add(self, n: int = 1) -> None:
+        """Note that so much more is done."""
+        self.done += n
+        rate = f"{self.rate:.1f} {self.unit}/s"
+        self._bars.update(self._task, completed=self.done, rate=rate)
+        if self._bars.disable and time.monotonic() - self._told >= LINE_SECONDS:
+            self._told = time.monotonic()
+            left = (self.total - self.done) / max(self.rate, 1e-9)
+            line = (
+                f"{self.what}: {self.done} of {self.total} {self.unit}, {rate}, {left:.0f} s left"
+            )
+            print(line, file=sys.stderr, flush=True)
+
+    def __enter__(self) -> Self:
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._bars.stop()
+
+
+def say(line: str) -> None:
+    """One line on stderr, whatever is in it."""
+    print(" ".join(line.split()), file=sys.stderr, flush=True)
+
+
+def error_line(error: BaseException | str) -> None:
+    """Say what went wrong, as every command does."""
+    say(f"bytelm: error: {error}")
+
+
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """End the command with one line where the user, the model or the engine is at fault."""
+    """End the command with one line where the user, the model, the engine or a server is at fault.
+
+    The exit codes are those of ``bytelm_client.cli``.
+    """
     try:
         yield
-    except BytelmError as error:
-        line = " ".join(str(error).split())
-        print(f"bytelm: error: {line}", file=sys.stderr)
-        raise typer.Exit(2 if isinstance(error, InputError) else 1) from None
+    except (BytelmError, BytelmClientError) as error:
+        error_line(error)
+        at_fault = isinstance(error, InputError | InvalidRequest | CannotConnect)
+        busy = isinstance(error, TooManyRequests)
+        raise typer.Exit(2 if at_fault and not busy else 1) from None
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] in ("bytelm", "bytelm_server", "bytelm_client"):
             raise
-        print(
-            f"bytelm: error: {error.name} is not installed: install bytelm[cpu] or bytelm[cuda]",
-            file=sys.stderr,
-        )
+        error_line(f"{error.name} is not installed: install bytelm[cpu] or bytelm[cuda]")
         raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        raise typer.Exit(INTERRUPTED) from None
+    except BrokenPipeError:
+        # Python would complain about it once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(OUTPUT_CLOSED) from None
