@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from bytelm.logprobs import EOS
 from bytelm.rows import Row, RowSource
 from bytelm.trie import ROOT
 
 if TYPE_CHECKING:
-    from bytelm.beam import ByteBeamState, Path
+    from bytelm.beam import ByteBeamState, Candidate, Path
 
 BeamT = TypeVar("BeamT", bound="ByteBeamState")
 
@@ -71,58 +71,83 @@ async def heal(state: BeamT, b: int) -> BeamT | None:
     """The state after ``b`` by the first tokenization that healing finds, or None.
 
     Candidates are tried from the best on; of each, the longest part of its partial token that is a
-    token itself first.
+    token itself first. Further tokens end only where reading gets stuck; if no candidate gets
+    through that way, they may end anywhere.
     """
-    trie = state.source.trie
-    params = state.params
-    for candidate in state:
-        if candidate.terminated or not candidate.partial:
-            continue
+    for anywhere in (False, True):
+        for candidate in state:
+            if candidate.terminated or not candidate.partial:
+                continue
+            healed = await _Rereading(state, b, anywhere).of(candidate)
+            if healed is not None:
+                return healed
+    return None
+
+
+class _Rereading(Generic[BeamT]):
+    """Reads the partial token of a candidate and ``b`` anew, as several tokens."""
+
+    def __init__(self, state: BeamT, b: int, anywhere: bool) -> None:
+        self.state = state
+        self.b = b
+        self.anywhere = anywhere
+        # How many bytes were left, and how many tokens had been ended, where it got nowhere: what
+        # can be read from there on does not depend on how it got there, zeros of a model aside.
+        self.dead: set[tuple[int, int]] = set()
+
+    async def of(self, candidate: Candidate) -> BeamT | None:
+        """The state that some reading leads to."""
+        source, params = self.state.source, self.state.params
         partial = candidate.partial
-        row = await state.source.evaluate(candidate.tokens)
-        node = trie.descend(partial)
-        weight = candidate.weight - row.log_mass(trie.lo[node], trie.hi[node])
+        row = await source.evaluate(candidate.tokens)
+        node = source.trie.descend(partial)
+        weight = candidate.weight - row.log_mass(source.trie.lo[node], source.trie.hi[node])
         back = len(partial) if params.heal_max_backoff is None else params.heal_max_backoff
         for kept in range(len(partial), max(0, len(partial) - back) - 1, -1):
-            reading = Reading(state.source, candidate.tokens, row, ROOT, weight)
+            reading = Reading(source, candidate.tokens, row, ROOT, weight)
             for byte in partial[:kept]:
                 stepped = reading.step(byte)
                 if stepped is None:
                     break
                 reading = stepped
             else:
-                healed = await _reread(state, reading, partial[kept:], b)
+                healed = await self._split(reading, (*partial[kept:], self.b), 0)
                 if healed is not None:
                     if params.verbose:
                         print(f"[heal] took back {len(partial) - kept} of {partial!r}")
                     return healed
-    return None
+        return None
 
+    async def _split(self, reading: Reading, rest: tuple[int, ...], splits: int) -> BeamT | None:
+        """Ends the reading's token, and reads ``rest``, for which ``splits`` tokens were ended."""
+        if (len(rest), splits) in self.dead:
+            return None
+        source = self.state.source
+        for token, weight in reading.endings():
+            path = (*reading.path, token)
+            row = await source.evaluate(path)
+            opened = Reading(source, path, row, ROOT, weight)
+            healed = await self._read(opened, rest, splits)
+            if healed is not None:
+                return healed
+            self.dead.add((len(rest), splits))
+        return None
 
-async def _reread(state: BeamT, reading: Reading, rest: bytes, b: int) -> BeamT | None:
-    """Ends the reading's token, reads ``rest`` and ``b``, ending further tokens where stuck."""
-    for token, weight in reading.endings():
-        current = await _opened(state, reading, token, weight)
-        splits = 0
-        for byte in (*rest, b):
-            stepped = current.step(byte)
-            if stepped is None:
-                if splits == state.params.heal_max_splits:
-                    break
-                splits += 1
-                for next_token, next_weight in current.endings():
-                    opened = await _opened(state, current, next_token, next_weight)
-                    stepped = opened.step(byte)
-                    if stepped is not None:
-                        break
+    async def _read(self, reading: Reading, rest: tuple[int, ...], splits: int) -> BeamT | None:
+        """Reads ``rest``; where it gets stuck, or before, ends another token."""
+        trail = [reading]
+        for byte in rest:
+            stepped = trail[-1].step(byte)
             if stepped is None:
                 break
-            current = stepped
+            trail.append(stepped)
         else:
-            return state.from_reading(current)
-    return None
-
-
-async def _opened(state: ByteBeamState, reading: Reading, token: int, weight: float) -> Reading:
-    path = (*reading.path, token)
-    return Reading(state.source, path, await state.source.evaluate(path), ROOT, weight)
+            return self.state.from_reading(trail[-1])
+        if splits == self.state.params.heal_max_splits:
+            return None
+        last = len(trail) - 1
+        for read in range(last, 0 if self.anywhere else last - 1, -1):
+            healed = await self._split(trail[read], rest[read:], splits + 1)
+            if healed is not None:
+                return healed
+        return None

@@ -134,13 +134,17 @@ class BruteForce:
         self._row = row
         self._vocab = vocab
         self._initial = tuple(vocab.initial_context if initial_context is None else initial_context)
+        self._known: dict[tuple[int, ...], tuple[dict[int, float], float]] = {}
 
     def _probs(self, context: tuple[int, ...]) -> tuple[dict[int, float], float]:
+        if context in self._known:
+            return self._known[context]
         row = np.exp(self._row(context).astype(np.float64))
         spelled = {i: row[i] for i, b in enumerate(self._vocab.token_bytes) if b}
         eos = sum(row[i] for i in self._vocab.eos_token_ids)
         total = sum(spelled.values()) + eos
-        return {i: p / total for i, p in spelled.items()}, eos / total
+        self._known[context] = {i: p / total for i, p in spelled.items()}, eos / total
+        return self._known[context]
 
     def prefix(self, text: bytes, context: tuple[int, ...] | None = None) -> float:
         """Probability that the text generated after ``context`` begins with ``text``."""
@@ -171,7 +175,7 @@ class BruteForce:
     def logp_next(self, text: bytes) -> NDArray[np.float64]:
         """The distribution after ``text``: float64 ``[258]``, natural logarithms."""
         total = np.zeros(258)
-        for b in range(256):
+        for b in set(b"".join(self._vocab.token_bytes)):
             total[b] = self.prefix(text + bytes([b]))
         total[EOS] = self.whole(text)
         with np.errstate(divide="ignore"):

@@ -1,12 +1,16 @@
 """Adaptive healing: another tokenization of the context's end, with the right weight."""
 
+import math
+
 import numpy as np
 import pytest
+from hypothesis import event, given, settings
+from hypothesis import strategies as st
 
-from bytelm.beam import BeamParams, ByteBeamState
+from bytelm.beam import BeamParams, ByteBeamState, Candidate
 from bytelm.errors import EmptyBeam
 from bytelm.logprobs import EOS
-from bytelm.testing import StubLM
+from bytelm.testing import BruteForce, StubLM, assert_lower_bound, assert_normalised
 from bytelm.vocab import ByteVocab
 
 TOKENS = [b"", b"", b"a", b"b", b"c", b"ab", b"abc", b"bc"]
@@ -106,3 +110,62 @@ async def test_verbose_healing_tells_what_it_took_back(capsys):
     state = await narrow(Spelled({(0,): ABC}), b"ab", verbose=True)
     await (state << ord("a"))
     assert "[heal] took back 1 of b'ab'" in capsys.readouterr().out
+
+
+def log_probability(lm: StubLM, candidate: Candidate) -> float:
+    """Of one tokenization: its tokens, then any that begins with its partial token."""
+    total = 0.0
+    for n in range(1, len(candidate.tokens) + 1):
+        row = np.exp(lm.row(candidate.tokens[:n]).astype(np.float64))
+        spelled = np.array([bool(b) for b in lm.vocab.token_bytes])
+        whole = row[spelled].sum() + row[list(lm.vocab.eos_token_ids)].sum()
+        if n < len(candidate.tokens):
+            mass = row[candidate.tokens[n]]
+        else:
+            begun = [b.startswith(candidate.partial) for b in lm.vocab.token_bytes]
+            mass = row[spelled & np.array(begun)].sum()
+        total += math.log(mass / whole)
+    return total
+
+
+@settings(max_examples=60)
+@given(
+    st.lists(st.text("ab", min_size=3, max_size=5).map(str.encode), min_size=2, max_size=8),
+    st.text("ab", min_size=3, max_size=7).map(str.encode),
+    st.integers(0, 99),
+)
+async def test_what_healing_finds_is_weighed_as_brute_force_does(extra, text, seed):
+    """Narrow beams on random vocabularies, with duplicates: no weight is ever too high."""
+    tokens = [b"", b"", b"a", b"b", *extra]
+    lm = StubLM(ByteVocab.from_bytes(tokens, bos_token_id=0, eos_token_ids=[1]), seed, spread=4.0)
+    want = BruteForce(lm.row, lm.vocab)
+    params = {"K": 1, "prune_threshold": 0.3}
+    state = await ByteBeamState.initial(lm, BeamParams(**params))
+    unhealing = BeamParams(**params, heal=False)
+    for i, b in enumerate(text):
+        before = state.prune()
+        state = await (before << b)
+        before.params = unhealing
+        try:
+            await (before << b)
+        except EmptyBeam:
+            event("healed")
+        assert state.context == text[: i + 1]
+        for candidate in state:
+            assert candidate.weight == pytest.approx(log_probability(lm, candidate), abs=1e-4)
+        assert_lower_bound(state.logZ, text[: i + 1], want)
+        await assert_normalised(state)
+
+
+async def test_tokens_may_end_before_reading_gets_stuck():
+    """After ``abc`` comes ``a``: neither ``abcb`` nor ``bcb`` can be, only ``a|b|c|a`` is left."""
+    vocab = ByteVocab.from_bytes(
+        [b"", b"", b"a", b"b", b"c", b"abcb", b"bcb"], bos_token_id=0, eos_token_ids=[1]
+    )
+    lm = OneWay({(0,): 5}, vocab)
+    healed = await ((await narrow(lm, b"abc")) << ord("a"))
+    assert [(c.tokens, c.partial) for c in healed] == [((0, 2, 3, 4), b"a")]
+    with pytest.raises(EmptyBeam):
+        await ((await narrow(lm, b"abc", heal_max_splits=1)) << ord("a"))
+    healed = await ((await narrow(lm, b"abc", heal_max_splits=2)) << ord("a"))
+    assert healed.context == b"abca"
