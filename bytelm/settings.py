@@ -68,6 +68,10 @@ class ServerSettings(BaseSettings):
         description="Web pages that may call the server, like https://example.org, with commas "
         "between them.",
     )
+    server_log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        "INFO",
+        description="What is logged, as lines of JSON on stderr; INFO has one for each request.",
+    )
     shutdown_grace: float = Field(
         3.0, ge=0, le=3600, description="Seconds that running calls have when the server stops."
     )

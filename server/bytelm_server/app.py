@@ -15,6 +15,8 @@ from bytelm_server.backend import Backend, OpenLM
 from bytelm_server.disconnect import ClientGone
 from bytelm_server.doors import Doors, listed
 from bytelm_server.keys import Keys
+from bytelm_server.metrics import Metrics
+from bytelm_server.observing import Observing
 from bytelm_server.routes import public, router
 from bytelm_server.session_routes import router as session_router
 from bytelm_server.sessions.service import Sessions
@@ -55,7 +57,8 @@ def create_app(lm: AsyncTokenLM | OpenLM, settings: ServerSettings | None = None
     Raises:
         KeyFileError: when the file of API keys cannot be read.
 
-    The application's ``state.backend`` is its ``Backend``, ``state.sessions`` its ``Sessions``.
+    The application's ``state.backend`` is its ``Backend``, ``state.sessions`` its ``Sessions``,
+    ``state.metrics`` its ``Metrics``.
     """
     settings = settings or ServerSettings()
     ready = isinstance(lm, AsyncTokenLM)
@@ -72,6 +75,7 @@ def create_app(lm: AsyncTokenLM | OpenLM, settings: ServerSettings | None = None
     app = FastAPI(title="bytelm", version=version("bytelm"), description=_ABOUT, lifespan=lifespan)
     app.state.backend = backend
     app.state.sessions = sessions
+    app.state.metrics = Metrics(backend)
     keys = Keys(settings.keys_file)
     app.include_router(public)
     # For /docs: that calls come with a key. It is the doors that look for it.
@@ -87,4 +91,5 @@ def create_app(lm: AsyncTokenLM | OpenLM, settings: ServerSettings | None = None
         app.add_middleware(
             CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"]
         )
+    app.add_middleware(Observing, metrics=app.state.metrics)
     return app

@@ -14,7 +14,7 @@ The model starts while the server already answers ``/health``. Must not know HTT
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Literal
+from typing import Any, Literal, get_args
 
 from bytelm.settings import ServerSettings
 from bytelm.token_lm import AsyncTokenLM
@@ -26,6 +26,7 @@ OpenLM = Callable[[], AbstractAsyncContextManager[AsyncTokenLM]]
 """Starts a token LM, and ends it when the context is left."""
 
 Status = Literal["starting", "ready", "draining", "dead"]
+STATUSES: tuple[Status, ...] = get_args(Status)
 
 _REASONS = {
     "starting": "the model is still starting; try again in a few seconds",
@@ -54,6 +55,11 @@ class Backend:
         if self._service.cancelled() or self._service.exception() is not None:
             return "dead"
         return "ready" if getattr(self._service.result().lm, "is_alive", True) else "dead"
+
+    @property
+    def engine_stats(self) -> Any:
+        """What the model counts (as ``bytelm.vllm.engine.EngineStats`` has it), if it does."""
+        return getattr(self.service.lm, "stats", None) if self.status == "ready" else None
 
     @property
     def service(self) -> ByteService:

@@ -15,11 +15,12 @@ import threading
 from collections.abc import Callable, Iterator
 
 import uvicorn
+from fastapi import FastAPI
 
 from bytelm.errors import InputError
 from bytelm.settings import ServerSettings
-from bytelm_server.app import create_app
-from bytelm_server.backend import Backend, OpenLM
+from bytelm_server import logs
+from bytelm_server.backend import Backend
 from bytelm_server.keys import Keys
 from bytelm_server.service import ByteService
 
@@ -118,7 +119,7 @@ def exit_code(number: signal.Signals | None) -> int:
 
 
 def serve(
-    open_lm: OpenLM,
+    app: FastAPI,
     settings: ServerSettings,
     sock: socket.socket,
     on_ready: Callable[[ByteService], None],
@@ -126,7 +127,7 @@ def serve(
     """Serve until a signal comes; blocks.
 
     Args:
-        open_lm: starts the token LM, while the server already answers ``/health``.
+        app: from ``create_app``; its model starts while it already answers ``/health``.
         settings: the server's.
         sock: from ``listen``.
         on_ready: called once, when calls can be answered.
@@ -137,11 +138,11 @@ def serve(
     Raises:
         BytelmError: what kept the model from starting.
     """
-    app = create_app(open_lm, settings)
+    logs.configure(settings.server_log_level)
     backend: Backend = app.state.backend
     config = uvicorn.Config(
         app,
-        log_level="warning",
+        log_config=None,
         access_log=False,
         timeout_graceful_shutdown=settings.shutdown_grace,  # type: ignore[arg-type]
     )

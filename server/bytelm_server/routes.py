@@ -6,6 +6,7 @@ from fastapi import APIRouter, Body, Request, Response
 
 from bytelm_server import answers, examples, requests
 from bytelm_server.errors import ErrorBody
+from bytelm_server.metrics import CONTENT_TYPE, Metrics
 from bytelm_server.wire import JsonResponse, JsonRoute
 from bytelm_server.work import Served, Working
 
@@ -30,6 +31,18 @@ async def health(backend: Served) -> JsonResponse:
     """Whether the server can answer: 200 when it is ready, else 503."""
     status = backend.status
     return JsonResponse(answers.Health(status=status), 200 if status == "ready" else 503)
+
+
+@router.get(
+    "/metrics",
+    tags=["server"],
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+)
+async def metrics(request: Request) -> Response:
+    """Counts, latencies and how the engine stands, for Prometheus; vLLM's own metrics beside."""
+    found: Metrics = request.app.state.metrics
+    return Response(found.text(), media_type=CONTENT_TYPE)
 
 
 @router.get(

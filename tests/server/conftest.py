@@ -29,9 +29,11 @@ def start_stub() -> Iterator[Callable[..., str]]:
     """Starts servers over a StubLM, each its own process, and gives their addresses."""
     processes = []
 
-    def start(*arguments: str) -> str:
+    def start(*arguments: str, stderr: Any = None) -> str:
         port = free_port()
-        process = subprocess.Popen([sys.executable, str(STUB_SERVER), str(port), *arguments])
+        process = subprocess.Popen(
+            [sys.executable, str(STUB_SERVER), str(port), *arguments], stderr=stderr
+        )
         processes.append(process)
         url = f"http://127.0.0.1:{port}"
         for _ in range(600):

@@ -12,15 +12,16 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
 
-import uvicorn
-
 from bytelm.context import ChatTemplate
 from bytelm.errors import EngineDead, InputError
 from bytelm.settings import ServerSettings
 from bytelm.testing import StubLM
 from bytelm.token_lm import Usage
+from bytelm.vllm.engine import EngineStats
+from bytelm.vllm.tail_index import TailCounts
 from bytelm.vocab import ByteVocab
 from bytelm_server.app import create_app
+from bytelm_server.process import listen, serve
 
 WORDS = [b"he", b"the", b" the", b" th", b"ing", b"an", b" a", b"\xc3\xa9", b"\xa9\xc3", b"llo"]
 TOKENS = [*(bytes([b]) for b in range(256)), *WORDS, b"<|im_start|>", b"<|im_end|>"]
@@ -37,6 +38,7 @@ SETTINGS = ServerSettings(
     concurrency=8,
     max_walked_bytes=150,
     max_row_values=39 * 256,
+    server_log_level="WARNING",
 )
 
 
@@ -75,6 +77,7 @@ class MeteredLM(SteeredLM):
     def __init__(self) -> None:
         super().__init__()
         self.salts: set[str | None] = set()
+        self.computed = 0
 
     async def evaluate(
         self, token_ids: Sequence[int], usage: Usage, *, cache_salt: str | None = None
@@ -82,7 +85,14 @@ class MeteredLM(SteeredLM):
         self.salts.add(cache_salt)
         usage.evaluations += 1
         usage.tokens_computed += len(token_ids)
+        self.computed += len(token_ids)
         return await self.next_token_logprobs(token_ids)
+
+    @property
+    def stats(self) -> EngineStats:
+        """As the engine has them."""
+        tails = TailCounts(hits=3, misses=2, tokens=40, evictions=1)
+        return EngineStats(self.evaluations, 4, self.computed, 5, tails, 6, 8, 7)
 
     async def generate(self, *arguments, cache_salt: str | None = None, **options):
         self.salts.add(cache_salt)
@@ -129,7 +139,8 @@ def main() -> None:
             case "crash":
                 asyncio.get_running_loop().call_later(0.05, os._exit, 1)
 
-    uvicorn.run(app, port=int(sys.argv[1]), log_level="warning")
+    settings = settings.model_copy(update={"port": int(sys.argv[1])})
+    sys.exit(serve(app, settings, listen(settings), lambda service: None))
 
 
 if __name__ == "__main__":

@@ -39,6 +39,7 @@ def serve(
         server_settings = server_settings.model_copy(update={"served_model_name": name})
         engine_settings = read_settings(EngineSettings, flags)
         # What can go wrong at once goes wrong before the slow steps.
+        from bytelm_server.app import create_app
         from bytelm_server.process import listen, url_of
         from bytelm_server.process import serve as serve_until_signal
 
@@ -65,7 +66,8 @@ def serve(
             print(_ready(name, url), flush=True)
 
         try:
-            code = serve_until_signal(open_lm, server_settings, sock, on_ready)
+            app = create_app(open_lm, server_settings)
+            code = serve_until_signal(app, server_settings, sock, on_ready)
         finally:
             progress.done()
     raise typer.Exit(code)
