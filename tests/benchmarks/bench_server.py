@@ -16,6 +16,7 @@ from contextlib import asynccontextmanager
 from bytelm.errors import BytelmError
 from bytelm.settings import ServerSettings
 from bytelm.vllm.engine import VllmEngine
+from bytelm_server.app import create_app
 from bytelm_server.process import listen, serve, url_of
 from tests.benchmarks.bench_bytelm import SETTINGS
 
@@ -54,7 +55,7 @@ def main() -> int:
         finally:
             await engine.close()
 
-    return serve(open_lm, settings, sock, lambda _: say(url_of(sock)))
+    return serve(create_app(open_lm, settings), settings, sock, lambda _: say(url_of(sock)))
 
 
 if __name__ == "__main__":
