@@ -11,7 +11,7 @@ type                      status  codes
 ========================  ======  ==================================================================
 ``invalid_request``       400     ``invalid_json``, ``missing_field``, ``unknown_field``,
                                   ``not_supported``, ``invalid_value``, ``limit_exceeded``,
-                                  ``context_too_long``
+                                  ``context_too_long``, ``no_continuation``
 ``invalid_request``       413     ``body_too_large``
 ``invalid_request``       415     ``unsupported_media_type``
 ``not_found``             404     ``not_found``, ``session_not_found``
@@ -42,7 +42,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from typing_extensions import TypedDict
 
-from bytelm.errors import BytelmError, ContextTooLong, EngineError, InputError
+from bytelm.errors import BytelmError, ContextTooLong, EmptyBeam, EngineError, InputError
 from bytelm_server.wire import JsonResponse
 
 _log = logging.getLogger(__name__)
@@ -114,6 +114,10 @@ class LimitExceeded(FieldError):
     """A well-formed call asks for more than this server gives."""
 
 
+class NoContinuation(FieldError):
+    """What a state should consume cannot follow it."""
+
+
 class Unavailable(EngineError):
     """No call can be answered now; ``code`` is the server's status."""
 
@@ -134,6 +138,10 @@ def input_detail(error: InputError, param: str | None = None) -> ErrorDetail:
             return invalid_request(str(error), "limit_exceeded", error.param or param)
         case ContextTooLong():
             return invalid_request(str(error), "context_too_long", param)
+        case NoContinuation():
+            return invalid_request(str(error), "no_continuation", error.param or param)
+        case EmptyBeam():
+            return invalid_request(str(error), "no_continuation", param)
         case FieldError():
             return invalid_request(str(error), "invalid_value", error.param or param)
         case _:

@@ -144,3 +144,4 @@ def test_healing_can_be_limited(http: Any, limit: dict[str, Any]) -> None:
     answer = http.post("/v1/next_bytes", json=body)
     assert answer.status_code == 400
     assert "no tokenization of b'hheth' goes on with b'i'" in answer.json()["error"]["message"]
+    assert answer.json()["error"]["code"] == "no_continuation"

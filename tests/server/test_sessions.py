@@ -803,3 +803,17 @@ def test_a_bad_context_of_tokens_fails_alone(http: httpx.Client) -> None:
     for contexts in wrong:
         answer = http.post("/v1/token_logprobs", json={"contexts": contexts, "top": 1})
         assert answer.status_code == 400
+
+
+def test_what_cannot_follow_has_a_code_of_its_own(create) -> None:
+    beam = {"K": 1, "prune_threshold": 0.9, "heal": False}
+    session = create(context="hheth", beam=beam, prefill="exact")
+    calls: dict[str, dict[str, Any]] = {
+        "advance": {"bytes": "i"},
+        "fork": {"advance": {"bytes": "i"}},
+    }
+    for call, body in calls.items():
+        answer = session.post(call, **body)
+        assert code_of(answer, 400) == "no_continuation"
+        assert answer.json()["error"]["param"].endswith("bytes")
+    assert session.get()["version"] == 1

@@ -22,7 +22,14 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from bytelm.draws import Draw
-from bytelm.errors import ContextTooLong, EngineError, InputError, MethodError, SnapshotError
+from bytelm.errors import (
+    ContextTooLong,
+    EmptyBeam,
+    EngineError,
+    InputError,
+    MethodError,
+    SnapshotError,
+)
 from bytelm.settings import ServerSettings
 from bytelm.token_lm import StatefulTokenizedLM
 from bytelm.token_sampling import by_tokens
@@ -35,6 +42,7 @@ from bytelm_server.errors import (
     ErrorDetail,
     FieldError,
     LimitExceeded,
+    NoContinuation,
     detail_of,
     item_detail,
 )
@@ -792,6 +800,8 @@ def _naming(by: bodies.Input, at: str = "") -> Any:
         raise
     except ContextTooLong:
         raise
+    except EmptyBeam as error:
+        raise NoContinuation(str(error), at + _field(by)) from error
     except InputError as error:
         raise FieldError(str(error), at + _field(by)) from error
 
