@@ -32,12 +32,17 @@ if TYPE_CHECKING:
     from bytelm_client.errors import TookTooLong as TookTooLong
     from bytelm_client.errors import TooManyRequests as TooManyRequests
     from bytelm_client.options import Beam as Beam
+    from bytelm_client.results import Candidate as Candidate
     from bytelm_client.results import Continuation as Continuation
     from bytelm_client.results import Model as Model
     from bytelm_client.results import NextBytes as NextBytes
+    from bytelm_client.results import NextTokens as NextTokens
     from bytelm_client.results import Score as Score
+    from bytelm_client.results import SessionInfo as SessionInfo
     from bytelm_client.results import Usage as Usage
     from bytelm_client.results import Vocab as Vocab
+    from bytelm_client.sessions import AsyncSession as AsyncSession
+    from bytelm_client.sessions import Session as Session
     from bytelm_client.streams import AsyncStream as AsyncStream
     from bytelm_client.streams import Stream as Stream
 
@@ -73,6 +78,11 @@ _HOMES = {
     "Score": "results",
     "Usage": "results",
     "Vocab": "results",
+    "Candidate": "results",
+    "NextTokens": "results",
+    "SessionInfo": "results",
+    "AsyncSession": "sessions",
+    "Session": "sessions",
     "AsyncStream": "streams",
     "Stream": "streams",
 }

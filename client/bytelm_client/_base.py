@@ -5,12 +5,13 @@ Must not send anything.
 
 import base64
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import httpx
 import numpy as np
+from numpy.typing import NDArray
 
 from bytelm.settings import ClientSettings
 from bytelm_client.contexts import Context, Contexts, Texts, bytes_json, context_json, is_one
@@ -25,21 +26,45 @@ from bytelm_client.errors import (
     api_error_of,
 )
 from bytelm_client.options import options_json
-from bytelm_client.results import Continuation, Model, NextBytes, Score, Usage, Vocab
+from bytelm_client.results import (
+    Continuation,
+    Model,
+    NextBytes,
+    NextTokens,
+    Score,
+    SessionInfo,
+    Usage,
+    Vocab,
+)
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Call(Generic[T]):
-    """A request to send, and how its answer reads."""
+    """A request to send, and how its answer reads.
+
+    Attributes:
+        method: of HTTP.
+        path: of the address.
+        read: from the answer to the result; the answer is JSON, or an array where ``octets``.
+        body: what to send as JSON.
+        expected: statuses of an answer; /health answers with its status in place of an error.
+        params: what to send in the address.
+        key: by which the server knows a change that it is sent again.
+        octets: ask for an array of float32 instead of JSON.
+        batched: the session and the name of the call, by which a batch has it.
+    """
 
     method: str
     path: str
     read: Callable[[Any], T]
     body: Mapping[str, Any] | None = None
-    # /health answers with its status in place of an error.
     expected: tuple[int, ...] = (200,)
+    params: Mapping[str, Any] | None = None
+    key: str | None = None
+    octets: bool = False
+    batched: tuple[str, str] | None = None
 
     def expects(self, response: httpx.Response) -> bool:
         """Whether the response is an answer, not an error."""
@@ -95,20 +120,20 @@ class BaseClient:
         self, context: Context | Contexts, options: Mapping[str, Any]
     ) -> Call[NextBytes | list[NextBytes]]:
         body = {**_contexts(context), **options_json(options)}
-        return Call("POST", "/v1/next_bytes", _results(_read_next_bytes, is_one(context)), body)
+        return Call("POST", "/v1/next_bytes", read_results(read_next_bytes, is_one(context)), body)
 
     def _greedy(
         self, context: Context | Contexts, steps: int, options: Mapping[str, Any]
     ) -> Call[Continuation | list[Continuation]]:
         body = {**_contexts(context), "steps": steps, **options_json(options)}
-        return Call("POST", "/v1/greedy", _results(_read_continuation, is_one(context)), body)
+        return Call("POST", "/v1/greedy", read_results(read_continuation, is_one(context)), body)
 
     def _sample(
         self, context: Context | Contexts, steps: int, n: int, options: Mapping[str, Any]
     ) -> Call[Continuation | list[Continuation]]:
         body = {**_contexts(context), "steps": steps, "n": n, **options_json(options)}
         one = is_one(context) and n == 1
-        return Call("POST", "/v1/sample", _results(_read_continuation, one), body)
+        return Call("POST", "/v1/sample", read_results(read_continuation, one), body)
 
     def _score(
         self,
@@ -123,7 +148,51 @@ class BaseClient:
             "continuations": [bytes_json(text) for text in given],
             **options_json(options),
         }
-        return Call("POST", "/v1/score", _results(_read_score, one), body)
+        return Call("POST", "/v1/score", read_results(_read_score, one), body)
+
+    def _token_logprobs(
+        self, contexts: Sequence[int] | Sequence[Sequence[int]]
+    ) -> Call[NextTokens | list[NextTokens]]:
+        one = bool(contexts) and not isinstance(contexts[0], Sequence)
+        body = {"contexts": [list(contexts)] if one else [list(ids) for ids in contexts]}  # type: ignore[arg-type]
+
+        def read(rows: NDArray[np.float32]) -> NextTokens | list[NextTokens]:
+            results = [NextTokens(row) for row in rows]
+            return results[0] if one else results
+
+        return Call("POST", "/v1/token_logprobs", read, body, octets=True)
+
+    def _page(self, after: str) -> Call[tuple[list[SessionInfo], str | None]]:
+        def read(answer: Any) -> tuple[list[SessionInfo], str | None]:
+            return [SessionInfo.from_json(one) for one in answer["data"]], answer["next"]
+
+        return Call("GET", "/v1/sessions", read, params={"after": after})
+
+    def _batch(self, calls: Sequence[Call[Any]]) -> Call[list[Any]]:
+        items = []
+        for call in calls:
+            if call.batched is None:
+                raise TypeError(f"{call.path} is no call of a session")
+            session_id, name = call.batched
+            item = {"id": session_id, "call": name, "body": {**(call.body or {})}}
+            if call.key is not None:
+                item["idempotency_key"] = call.key
+            items.append(item)
+
+        def read(answer: Any) -> list[Any]:
+            results: list[Any] = []
+            errors: dict[int, APIError] = {}
+            for place, (call, result) in enumerate(zip(calls, answer["results"], strict=True)):
+                if "error" in result:
+                    errors[place] = api_error_of(result["error"])
+                    results.append(None)
+                else:
+                    results.append(call.read(result))
+            if errors:
+                raise ItemsFailed(errors, results)
+            return results
+
+        return Call("POST", "/v1/sessions:batch", read, {"calls": items})
 
     def _stream(
         self, path: str, context: Context, steps: int, options: Mapping[str, Any]
@@ -134,14 +203,19 @@ class BaseClient:
         return Call("POST", path, _no_answer, body)
 
     def _request(self, http: httpx.Client | httpx.AsyncClient, call: Call[Any]) -> httpx.Request:
-        return http.build_request(call.method, self.base_url + call.path, json=call.body)
+        headers = {} if call.key is None else {"Idempotency-Key": call.key}
+        if call.octets:
+            headers["Accept"] = "application/octet-stream"
+        url = self.base_url + call.path
+        return http.build_request(
+            call.method, url, json=call.body, params=call.params, headers=headers
+        )
 
     def _read(self, call: Call[T], response: httpx.Response) -> T:
         try:
-            answer = response.json()
             if not call.expects(response):
-                raise api_error(response.status_code, answer["error"])
-            return call.read(answer)
+                raise api_error(response.status_code, response.json()["error"])
+            return call.read(_floats(response) if call.octets else response.json())
         except (ValueError, LookupError, TypeError) as error:
             raise BadAnswer(
                 f"{self.base_url}{call.path} did not answer as a bytelm server does"
@@ -176,10 +250,12 @@ def _contexts(context: Context | Contexts) -> dict[str, Any]:
     return {"context": context_json(context)}
 
 
-def _results(
+def read_results(
     read: Callable[[Mapping[str, Any], Usage, int], T], one: bool
 ) -> Callable[[Any], T | list[T]]:
-    def read_results(answer: Any) -> T | list[T]:
+    """How the results of a call read: the only one, or a list."""
+
+    def read_all(answer: Any) -> T | list[T]:
         usage = Usage(**answer["usage"])
         results: list[Any] = []
         errors: dict[int, APIError] = {}
@@ -195,10 +271,16 @@ def _results(
             raise ItemsFailed(errors, results)
         return results[0] if one else results
 
-    return read_results
+    return read_all
 
 
-def _read_continuation(result: Mapping[str, Any], usage: Usage, place: int) -> Continuation:
+def _floats(response: httpx.Response) -> NDArray[np.float32]:
+    shape = [int(n) for n in response.headers["x-shape"].split(",")]
+    return np.frombuffer(response.content, "<f4").astype(np.float32, copy=False).reshape(shape)
+
+
+def read_continuation(result: Mapping[str, Any], usage: Usage, place: int) -> Continuation:
+    """A result of greedy and sample."""
     return Continuation(
         bytes=base64.b64decode(result["bytes"]["base64"]),
         logprob=result["logprob"],
@@ -206,10 +288,12 @@ def _read_continuation(result: Mapping[str, Any], usage: Usage, place: int) -> C
         usage=usage,
         index=result.get("index", place),
         sample=result.get("sample", 0),
+        tokens=tuple(result["tokens"]) if "tokens" in result else None,
     )
 
 
-def _read_next_bytes(result: Mapping[str, Any], usage: Usage, place: int) -> NextBytes:
+def read_next_bytes(result: Mapping[str, Any], usage: Usage, place: int) -> NextBytes:
+    """A result of next_bytes."""
     logprobs = [*result["logprobs"], result["eos"]]
     return NextBytes(np.array([_logprob(x) for x in logprobs]), usage)
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar, Unpack, overload
@@ -11,9 +11,24 @@ import httpx
 
 from bytelm_client._base import CONNECTIONS, BaseClient, Call
 from bytelm_client.contexts import Context, Contexts, Texts
-from bytelm_client.options import BeamOptions, GreedyOptions, SampleOptions, ScoreOptions
-from bytelm_client.results import Continuation, Model, NextBytes, Score, Vocab
+from bytelm_client.options import (
+    BeamOptions,
+    GreedyOptions,
+    SampleOptions,
+    ScoreOptions,
+    SessionOptions,
+)
+from bytelm_client.results import (
+    Continuation,
+    Model,
+    NextBytes,
+    NextTokens,
+    Score,
+    SessionInfo,
+    Vocab,
+)
 from bytelm_client.retries import Attempts
+from bytelm_client.sessions import AsyncSession, Opening, Session, create_call
 from bytelm_client.streams import AsyncStream, Event, Stream
 
 T = TypeVar("T")
@@ -211,6 +226,62 @@ class Client(BaseClient):
         """How likely one or several continuations are, each right after the context."""
         return self._send(self._score(context, continuations, options))
 
+    def session(
+        self,
+        context: Context | Sequence[int] | None = None,
+        *,
+        kind: Literal["byte", "token"] = "byte",
+        **options: Unpack[SessionOptions],
+    ) -> Session:
+        """A new session after a context: a handle to a state on the server.
+
+        Args:
+            context: what it begins with; None for the model's initial context. A token session
+                also takes token ids.
+            kind: whether it goes byte by byte or token by token.
+            options: see ``SessionOptions``.
+        """
+        call = create_call(kind, context, options)
+        return Session(self, self._send(call))
+
+    def resume(self, session_id: str) -> Session:
+        """A session that there is already, by its id."""
+        call = Call("GET", f"/v1/sessions/{session_id}", SessionInfo.from_json)
+        return Session(self, self._send(call))
+
+    def sessions(self) -> Iterator[SessionInfo]:
+        """All sessions of this key, oldest first."""
+        after: str | None = ""
+        while after is not None:
+            page, after = self._send(self._page(after))
+            yield from page
+
+    def batch(self, calls: Sequence[Call[Any]]) -> list[Any]:
+        """Many calls of sessions in one, run together.
+
+        >>> client.batch([one.plan.advance(b"a"), other.plan.next()])  # doctest: +SKIP
+
+        Args:
+            calls: of any sessions' ``plan``; those of one session happen in their order.
+
+        Returns:
+            What each call gives.
+
+        Raises:
+            ItemsFailed: when some fail; it has the others' results.
+        """
+        return self._send(self._batch(calls))
+
+    @overload
+    def token_logprobs(self, contexts: Sequence[int]) -> NextTokens: ...
+    @overload
+    def token_logprobs(self, contexts: Sequence[Sequence[int]]) -> list[NextTokens]: ...
+    def token_logprobs(
+        self, contexts: Sequence[int] | Sequence[Sequence[int]]
+    ) -> NextTokens | list[NextTokens]:
+        """The distribution over the token after one context of token ids, or after each."""
+        return self._send(self._token_logprobs(contexts))
+
 
 class AsyncClient(BaseClient):
     """A bytelm server, called and awaited.
@@ -407,3 +478,62 @@ class AsyncClient(BaseClient):
     ) -> Score | list[Score]:
         """How likely one or several continuations are, each right after the context."""
         return await self._send(self._score(context, continuations, options))
+
+    def session(
+        self,
+        context: Context | Sequence[int] | None = None,
+        *,
+        kind: Literal["byte", "token"] = "byte",
+        **options: Unpack[SessionOptions],
+    ) -> Opening:
+        """A new session after a context: a handle to a state on the server.
+
+        To be awaited, or entered by ``async with``.
+
+        Args:
+            context: what it begins with; None for the model's initial context. A token session
+                also takes token ids.
+            kind: whether it goes byte by byte or token by token.
+            options: see ``SessionOptions``.
+        """
+        call = create_call(kind, context, options)
+        return Opening(self, call)
+
+    async def resume(self, session_id: str) -> AsyncSession:
+        """A session that there is already, by its id."""
+        call = Call("GET", f"/v1/sessions/{session_id}", SessionInfo.from_json)
+        return AsyncSession(self, await self._send(call))
+
+    async def sessions(self) -> AsyncIterator[SessionInfo]:
+        """All sessions of this key, oldest first."""
+        after: str | None = ""
+        while after is not None:
+            page, after = await self._send(self._page(after))
+            for info in page:
+                yield info
+
+    async def batch(self, calls: Sequence[Call[Any]]) -> list[Any]:
+        """Many calls of sessions in one, run together.
+
+        >>> client.batch([one.plan.advance(b"a"), other.plan.next()])  # doctest: +SKIP
+
+        Args:
+            calls: of any sessions' ``plan``; those of one session happen in their order.
+
+        Returns:
+            What each call gives.
+
+        Raises:
+            ItemsFailed: when some fail; it has the others' results.
+        """
+        return await self._send(self._batch(calls))
+
+    @overload
+    async def token_logprobs(self, contexts: Sequence[int]) -> NextTokens: ...
+    @overload
+    async def token_logprobs(self, contexts: Sequence[Sequence[int]]) -> list[NextTokens]: ...
+    async def token_logprobs(
+        self, contexts: Sequence[int] | Sequence[Sequence[int]]
+    ) -> NextTokens | list[NextTokens]:
+        """The distribution over the token after one context of token ids, or after each."""
+        return await self._send(self._token_logprobs(contexts))

@@ -142,9 +142,15 @@ def api_error(status: int, detail: Mapping[str, Any]) -> APIError:
 
 
 _STATUSES = {
+    "unauthorized": 401,
+    "forbidden": 403,
+    "not_found": 404,
+    "conflict": 409,
+    "expired": 410,
     "overloaded": 429,
     "unavailable": 503,
     "timeout": 504,
+    "insufficient_storage": 507,
     "internal_error": 500,
 }
 

@@ -92,6 +92,18 @@ class ScoreOptions(BeamOptions, total=False):
     per_byte: bool
 
 
+class SessionOptions(BeamOptions, total=False):
+    """What a new session can be told.
+
+    Attributes:
+        max_context_length: keep so many tokens at most, the last ones; None keeps all.
+        ttl: seconds without use after which it expires; None is the server's.
+    """
+
+    max_context_length: int | None
+    ttl: float | None
+
+
 def options_json(options: Mapping[str, Any]) -> dict[str, Any]:
     """Options as the API takes them."""
     fields = dict(options)

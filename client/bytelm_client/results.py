@@ -1,8 +1,9 @@
 """What calls return."""
 
 import base64
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 import numpy as np
@@ -33,6 +34,7 @@ class Continuation:
         usage: what the whole call took.
         index: which of the call's contexts it follows.
         sample: which of that context's samples it is.
+        tokens: the tokens that spell them, of a token session; None otherwise.
     """
 
     bytes: bytes
@@ -41,6 +43,7 @@ class Continuation:
     usage: Usage
     index: int = 0
     sample: int = 0
+    tokens: tuple[int, ...] | None = None
 
     @property
     def text(self) -> str:
@@ -167,3 +170,70 @@ class Model:
             initial_context=tuple(data["initial_context"]),
             limits=dict(data["limits"]),
         )
+
+
+@dataclass(frozen=True, eq=False)
+class NextTokens:
+    """The distribution over the next token.
+
+    Attributes:
+        logprobs: float32 ``[vocab size]``, natural logarithms, as the model gives them.
+    """
+
+    logprobs: NDArray[np.float32]
+
+    def top(self, k: int) -> list[tuple[int, float]]:
+        """The ``k`` most probable tokens' ids with their log-probabilities, best first."""
+        best = np.argsort(-self.logprobs, kind="stable")[:k]
+        return [(int(i), float(self.logprobs[i])) for i in best]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One tokenization of a session's context.
+
+    Attributes:
+        weight: its log-probability.
+        tokens: its token ids, the initial context included.
+        partial: the bytes of the token under way.
+    """
+
+    weight: float
+    tokens: tuple[int, ...]
+    partial: bytes
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "Candidate":
+        """The candidate that an answer has."""
+        weight = data["weight"]
+        return cls(
+            weight=-math.inf if weight is None else weight,
+            tokens=tuple(data["tokens"]),
+            partial=base64.b64decode(data["partial"]["base64"]),
+        )
+
+
+@dataclass(frozen=True)
+class SessionInfo:
+    """What a session is.
+
+    Attributes:
+        id: its name.
+        kind: whether it goes byte by byte or token by token.
+        version: how many states it had so far.
+        length: bytes or tokens consumed; special tokens in a text do not count.
+        n_calls: evaluations that led here.
+        expires_at: when it expires if nobody uses it, in seconds since 1970.
+    """
+
+    id: str
+    kind: Literal["byte", "token"]
+    version: int
+    length: int
+    n_calls: int
+    expires_at: float
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "SessionInfo":
+        """The session that an answer describes."""
+        return cls(**{field.name: data[field.name] for field in fields(cls)})
