@@ -73,7 +73,18 @@ class ServerSettings(BaseSettings):
         description="What is logged, as lines of JSON on stderr; INFO has one for each request.",
     )
     shutdown_grace: float = Field(
-        3.0, ge=0, le=3600, description="Seconds that running calls have when the server stops."
+        3.0,
+        ge=0,
+        le=3600,
+        description="Seconds that running calls have when the server stops; new ones get 503.",
+    )
+    max_engine_restarts: int = Field(
+        5, ge=0, description="How often in a row an engine that died is started again."
+    )
+    engine_restart_seconds: float = Field(
+        1.0,
+        ge=0,
+        description="The pause before an engine is started again; twice as long each time.",
     )
     served_model_name: str | None = Field(
         None,

@@ -44,6 +44,8 @@ class Admission:
         self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
         self._closed: Unavailable | None = None
         self._usual_seconds = 1.0
+        self._idle = asyncio.Event()
+        self._idle.set()
 
     @property
     def waiting(self) -> int:
@@ -75,12 +77,15 @@ class Admission:
                     one.set_exception(reason)
         self._waiting.clear()
 
+    async def idle(self) -> None:
+        """Returns when no call has a turn."""
+        await self._idle.wait()
+
     async def _take(self, key: str) -> None:
         if self._closed is not None:
             raise self._closed
         if self._free and not self._waiting:
-            self._free -= 1
-            self.running[key] += 1
+            self._give(key)
             return
         if self.waiting >= self._most_waiting:
             raise QueueFull(
@@ -118,9 +123,15 @@ class Admission:
             if queue:
                 self._waiting[key] = queue
             if not one.done():  # else it has left, and is about to notice
-                self._free -= 1
-                self.running[key] += 1
+                self._give(key)
                 one.set_result(None)
+        if not self.running:
+            self._idle.set()
+
+    def _give(self, key: str) -> None:
+        self._free -= 1
+        self.running[key] += 1
+        self._idle.clear()
 
     def _retry_after(self) -> int:
         seconds = self._usual_seconds * (self.waiting + 1) / self._at_a_time

@@ -50,7 +50,8 @@ def create_app(lm: AsyncTokenLM | OpenLM, settings: ServerSettings | None = None
 
     Args:
         lm: a token LM, whose owner closes it; or a function that gives an async context manager,
-            entered in the background when the application starts and left when it stops. Its
+            entered in the background when the application starts, left when it stops, and left
+            and entered again when the token LM's ``is_alive`` is false. The token LM's
             ``chat_template`` (a ``bytelm.context.ChatTemplate``), if it has one, renders messages.
         settings: limits and defaults; from the environment when not given.
 
@@ -62,7 +63,10 @@ def create_app(lm: AsyncTokenLM | OpenLM, settings: ServerSettings | None = None
     """
     settings = settings or ServerSettings()
     ready = isinstance(lm, AsyncTokenLM)
-    backend = Backend((lambda: nullcontext(lm)) if isinstance(lm, AsyncTokenLM) else lm, settings)
+    if isinstance(lm, AsyncTokenLM):
+        backend = Backend(lambda: nullcontext(lm), settings, can_restart=False)
+    else:
+        backend = Backend(lm, settings)
     sessions = Sessions(store_of(settings), settings)
 
     @asynccontextmanager

@@ -42,7 +42,14 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from typing_extensions import TypedDict
 
-from bytelm.errors import BytelmError, ContextTooLong, EmptyBeam, EngineError, InputError
+from bytelm.errors import (
+    BytelmError,
+    ContextTooLong,
+    EmptyBeam,
+    EngineDead,
+    EngineError,
+    InputError,
+)
 from bytelm_server.wire import JsonResponse
 
 _log = logging.getLogger(__name__)
@@ -189,7 +196,10 @@ def detail_of(error: Exception, param: str | None = "context") -> ErrorDetail:
             return input_detail(error, param)
         case EngineError():
             code = error.code if isinstance(error, Unavailable) else "dead"
-            return ErrorDetail(type="unavailable", message=str(error), param=None, code=code)
+            message = str(error)
+            if isinstance(error, EngineDead):
+                message = "the model's engine ended during this call; try again in a while"
+            return ErrorDetail(type="unavailable", message=message, param=None, code=code)
         case _:
             message = "the server failed at this call; its log says how"
             return ErrorDetail(

@@ -63,6 +63,12 @@ class Metrics:
         self.bytes_out = Counter(
             "bytelm_bytes_out", "Bytes that were generated.", registry=self.registry
         )
+        self.sessions = Gauge("bytelm_sessions", "Sessions that are kept.", registry=self.registry)
+        self.sessions_in_memory = Gauge(
+            "bytelm_sessions_in_memory",
+            "Sessions whose state is at hand; the others are rebuilt when they are called.",
+            registry=self.registry,
+        )
         self.registry.register(_OfBackend(backend))
 
     def text(self) -> bytes:
@@ -89,6 +95,9 @@ class _OfBackend(Collector):
         )
         yield GaugeMetricFamily(
             "bytelm_calls_waiting", "Calls that wait for their turn.", value=admission.waiting
+        )
+        yield CounterMetricFamily(
+            "bytelm_engine_restarts", "How often the model was started again.", backend.restarts
         )
         stats = backend.engine_stats
         if stats is None:

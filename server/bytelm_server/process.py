@@ -1,8 +1,9 @@
 """The server as a process: its socket, its signals and its end.
 
-Ctrl-C and SIGTERM stop it in order: new calls are refused, running ones get a few seconds, then the
-model ends. A second signal, or an end that takes too long, ends the process at once; the engine's
-processes end with it.
+Ctrl-C and SIGTERM stop it in order: new calls are answered with 503, running ones get a few
+seconds, and those that are not done by then are answered with 503, too; then the model ends and
+what sessions became is written down. A second signal, or an end that takes too long, ends the
+process at once; the engine's processes end with it.
 """
 
 import asyncio
@@ -24,6 +25,8 @@ from bytelm_server.backend import Backend
 from bytelm_server.keys import Keys
 from bytelm_server.service import ByteService
 
+LAST_ANSWERS_SECONDS = 1
+"""Seconds that the last answers have to get to their clients."""
 LONGEST_END = 4.0
 """Seconds that the model has to end in, after the calls."""
 
@@ -82,10 +85,11 @@ def url_of(sock: socket.socket) -> str:
 class _Server(uvicorn.Server):
     """Uvicorn, stopped by signals through the event loop, and for certain."""
 
-    def __init__(self, config: uvicorn.Config, backend: Backend, longest_end: float) -> None:
+    def __init__(self, config: uvicorn.Config, backend: Backend, grace: float) -> None:
         super().__init__(config)
         self.backend = backend
-        self.longest_end = longest_end
+        self.grace = grace
+        self._ending: asyncio.Task[None] | None = None
         self.stopped_by: signal.Signals | None = None
 
     @contextlib.contextmanager
@@ -106,11 +110,22 @@ class _Server(uvicorn.Server):
             os._exit(exit_code(number))
         self.stopped_by = number
         self.backend.drain()
-        self.should_exit = True
+        self._ending = asyncio.create_task(self._end())
         # A thread, for the case that the event loop is what hangs.
-        last_resort = threading.Timer(self.longest_end, os._exit, [exit_code(number)])
+        last_resort = threading.Timer(
+            self.grace + LAST_ANSWERS_SECONDS + LONGEST_END, os._exit, [exit_code(number)]
+        )
         last_resort.daemon = True
         last_resort.start()
+
+    async def _end(self) -> None:
+        """Exit when all calls are done, or after a while."""
+        try:
+            async with asyncio.timeout(self.grace):
+                await self.backend.admission.idle()
+        except TimeoutError:
+            self.backend.give_up()
+        self.should_exit = True
 
 
 def exit_code(number: signal.Signals | None) -> int:
@@ -144,9 +159,9 @@ def serve(
         app,
         log_config=None,
         access_log=False,
-        timeout_graceful_shutdown=settings.shutdown_grace,  # type: ignore[arg-type]
+        timeout_graceful_shutdown=LAST_ANSWERS_SECONDS,
     )
-    server = _Server(config, backend, settings.shutdown_grace + LONGEST_END)
+    server = _Server(config, backend, settings.shutdown_grace)
 
     async def run() -> None:
         serving = asyncio.create_task(server.serve([sock]))

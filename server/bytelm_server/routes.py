@@ -1,5 +1,7 @@
 """HTTP to service calls and back; nothing else."""
 
+import logging
+import math
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Request, Response
@@ -7,6 +9,7 @@ from fastapi import APIRouter, Body, Request, Response
 from bytelm_server import answers, examples, requests
 from bytelm_server.errors import ErrorBody
 from bytelm_server.metrics import CONTENT_TYPE, Metrics
+from bytelm_server.sessions.service import Sessions
 from bytelm_server.wire import JsonResponse, JsonRoute
 from bytelm_server.work import Served, Working
 
@@ -15,6 +18,8 @@ _FAILURES: dict[int | str, dict[str, Any]] = {
     500: {"model": ErrorBody, "description": "The server is at fault."},
     503: {"model": ErrorBody, "description": "The model is starting, stopping or dead."},
 }
+
+_log = logging.getLogger(__name__)
 
 router = APIRouter(route_class=JsonRoute)
 public = APIRouter(route_class=JsonRoute)
@@ -42,6 +47,14 @@ async def health(backend: Served) -> JsonResponse:
 async def metrics(request: Request) -> Response:
     """Counts, latencies and how the engine stands, for Prometheus; vLLM's own metrics beside."""
     found: Metrics = request.app.state.metrics
+    sessions: Sessions = request.app.state.sessions
+    found.sessions_in_memory.set(len(sessions.held))
+    try:
+        found.sessions.set(await sessions.count())
+    except Exception:
+        # What else there is to see counts all the more now.
+        _log.exception("sessions could not be counted")
+        found.sessions.set(math.nan)
     return Response(found.text(), media_type=CONTENT_TYPE)
 
 

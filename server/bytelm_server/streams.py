@@ -25,7 +25,7 @@ from fastapi.sse import EventSourceResponse
 from starlette.types import Receive, Scope, Send
 
 from bytelm_server.answers import BytesOut
-from bytelm_server.deadlines import before
+from bytelm_server.deadlines import Deadlines
 from bytelm_server.errors import ErrorBody, detail_of
 
 _log = logging.getLogger(__name__)
@@ -78,43 +78,46 @@ class EventStream(EventSourceResponse):
     Args:
         first: the first event, or none if there are no events.
         rest: the events after it.
+        deadlines: end the work early, where that must be.
         deadline: when the event loop's clock shows this, the stream ends with an error.
     """
 
     def __init__(
-        self, first: Mapping[str, Any] | None, rest: Events, deadline: float | None = None
+        self,
+        first: Mapping[str, Any] | None,
+        rest: Events,
+        deadlines: Deadlines,
+        deadline: float,
     ) -> None:
-        self._events = rest
+        self._first = first
+        self._rest = rest
+        self._deadlines = deadlines
         self._deadline = deadline
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        super().__init__(_wire(first, rest, deadline), headers=headers)
+        super().__init__(self._wire(), headers=headers)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the events; whatever happens, no work for them goes on."""
-        async with aclosing(self._events):
+        async with aclosing(self._rest):
             try:
                 # Past its deadline a stream ends by itself, unless its reader does not read.
-                limit = None if self._deadline is None else self._deadline + SLOW_READERS_SECONDS
-                async with asyncio.timeout_at(limit):
+                async with asyncio.timeout_at(self._deadline + SLOW_READERS_SECONDS):
                     await super().__call__(scope, receive, send)
             except TimeoutError:
                 _log.warning("a stream was cut off: its reader does not read")
 
-
-async def _wire(
-    first: Mapping[str, Any] | None, rest: Events, deadline: float | None
-) -> AsyncGenerator[bytes, None]:
-    event = first
-    try:
-        while event is not None:
-            yield encoded(event)
-            event = await before(deadline, anext(rest, None))
-    except Exception as error:
-        detail = detail_of(error)
-        if detail["code"] == "internal_error":
-            _log.exception("a stream failed")
-        yield encoded(ErrorBody(error=detail))
-    yield DONE
+    async def _wire(self) -> AsyncGenerator[bytes, None]:
+        event = self._first
+        try:
+            while event is not None:
+                yield encoded(event)
+                event = await self._deadlines.before(self._deadline, anext(self._rest, None))
+        except Exception as error:
+            detail = detail_of(error)
+            if detail["code"] == "internal_error":
+                _log.exception("a stream failed")
+            yield encoded(ErrorBody(error=detail))
+        yield DONE
 
 
 class Channel:

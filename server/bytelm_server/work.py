@@ -12,7 +12,6 @@ from fastapi import Depends, Request
 
 from bytelm_server.backend import Backend
 from bytelm_server.callers import Caller, Calling
-from bytelm_server.deadlines import before
 from bytelm_server.disconnect import while_connected
 from bytelm_server.streams import Events, EventStream
 
@@ -65,7 +64,7 @@ class Work:
         await self._before_the_end(self._held.enter_async_context(self._turn()))
         seen = self._noting_usage(events)
         first = await self._before_the_end(_next(seen))
-        return EventStream(first, seen, self._deadline)
+        return EventStream(first, seen, self._backend.deadlines, self._deadline)
 
     def _note_usage(self, answer: Any) -> None:
         """Leave what an answer or an event took to whoever observes the request."""
@@ -86,7 +85,8 @@ class Work:
             return await work
 
     async def _before_the_end(self, work: Coroutine[Any, Any, T]) -> T:
-        return await before(self._deadline, while_connected(self._request, work))
+        waited_for = while_connected(self._request, work)
+        return await self._backend.deadlines.before(self._deadline, waited_for)
 
     async def __aenter__(self) -> Self:
         return self

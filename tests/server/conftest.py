@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Coroutine, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,20 @@ def free_port() -> int:
         return int(sock.getsockname()[1])
 
 
+@dataclass
+class Stub:
+    """A server over a StubLM."""
+
+    process: subprocess.Popen[bytes]
+    url: str
+
+
 @pytest.fixture(scope="session")
-def start_stub() -> Iterator[Callable[..., str]]:
-    """Starts servers over a StubLM, each its own process, and gives their addresses."""
+def run_stub() -> Iterator[Callable[..., Stub]]:
+    """Starts servers over a StubLM, each its own process."""
     processes = []
 
-    def start(*arguments: str, stderr: Any = None) -> str:
+    def start(*arguments: str, stderr: Any = None) -> Stub:
         port = free_port()
         process = subprocess.Popen(
             [sys.executable, str(STUB_SERVER), str(port), *arguments], stderr=stderr
@@ -43,7 +52,7 @@ def start_stub() -> Iterator[Callable[..., str]]:
             except httpx.TransportError:
                 time.sleep(0.1)
             else:
-                return url
+                return Stub(process, url)
         raise TimeoutError("the server did not start")
 
     yield start
@@ -51,6 +60,12 @@ def start_stub() -> Iterator[Callable[..., str]]:
         process.terminate()
     for process in processes:
         process.wait(30)
+
+
+@pytest.fixture(scope="session")
+def start_stub(run_stub: Callable[..., Stub]) -> Callable[..., str]:
+    """Starts such servers and gives their addresses."""
+    return lambda *arguments, **more: run_stub(*arguments, **more).url
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """A real server process over a StubLM; run with the port as its argument, and ``--set name=value``
-for settings.
+for settings; with ``--wait`` its model starts when it is told to, with ``--again`` a dead one is
+started again.
 
 Besides the API it has ``/test/…`` routes, by which a test sees and steers the model.
 """
@@ -108,14 +109,20 @@ def main() -> None:
 
     @asynccontextmanager
     async def open_lm() -> AsyncIterator[StubLM]:
-        await start.wait()
+        nonlocal lm
+        if "--wait" in sys.argv:
+            await start.wait()
+        if not lm.is_alive:
+            await asyncio.sleep(1)
+            lm = type(lm)()
         yield lm
 
     changes = dict(
         value.split("=", 1) for flag, value in itertools.pairwise(sys.argv) if flag == "--set"
     )
     settings = ServerSettings(**SETTINGS.model_dump(exclude_unset=True) | changes)
-    app = create_app(open_lm if "--wait" in sys.argv else lm, settings)
+    opened = {"--wait", "--again"} & set(sys.argv)
+    app = create_app(open_lm if opened else lm, settings)
 
     @app.get("/test/evaluations")
     async def evaluations() -> int:

@@ -32,6 +32,35 @@ def test_a_dead_engine_is_said_to_be_dead(own: httpx.Client) -> None:
     assert answer.json()["error"]["code"] == "dead"
 
 
+def test_an_engine_that_died_is_started_again_and_sessions_go_on(
+    start_stub: Callable[..., str], until: Callable[[Callable[[], bool]], None]
+) -> None:
+    url = start_stub("--again", "--set", "engine_restart_seconds=0.5")
+    http = httpx.Client(base_url=url, timeout=60)
+    made = http.post("/v1/sessions", json={"kind": "byte", "context": "hel"}).json()
+    session = f"/v1/sessions/{made['id']}"
+    assert http.post(f"{session}/advance", json={"bytes": "lo"}).status_code == 200
+    before = http.get(f"{session}/next").json()["results"]
+    http.post("/test/die")
+    seen = []
+
+    def is_back() -> bool:
+        seen.append(http.get("/health").json()["status"])
+        if seen[-1] != "ready":
+            answer = http.post("/v1/greedy", json=BODY)
+            assert answer.status_code in (200, 503)
+            if answer.status_code == 503:
+                assert answer.json()["error"]["code"] in ("dead", "starting")
+                assert int(answer.headers["retry-after"]) > 0
+        return "dead" in seen and seen[-1] == "ready"
+
+    until(is_back)
+    assert "starting" in seen
+    assert http.get(f"{session}/next").json()["results"] == before
+    assert http.post("/v1/greedy", json=BODY).status_code == 200
+    assert "bytelm_engine_restarts_total 1.0" in http.get("/metrics").text
+
+
 def test_an_engine_that_dies_ends_the_call(own: httpx.Client) -> None:
     own.post("/test/delay", params={"value": 0.05})
     with httpx.Client(base_url=own.base_url, timeout=60) as other:

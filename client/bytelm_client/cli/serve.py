@@ -55,6 +55,7 @@ def serve(
             folder = await asyncio.to_thread(resolve, model, progress=progress)
             progress("starting the engine (about 40 seconds on CPU)")
             engine = await VllmEngine.start(folder, engine_settings)
+            progress.done()
             try:
                 yield engine
             finally:
