@@ -13,7 +13,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from dataclasses import asdict
 from pathlib import Path
 
@@ -154,15 +153,13 @@ def main() -> None:
     model = models.resolve(given.model, progress=_say)
     name = f"bench-{given.which}" + ("" if not given.only else "-some")
     path = Paths().cache_dir.absolute() / "benchmarks" / f"{name}.jsonl"
-    began = time.monotonic()
     journal = Journal(path, model, afresh=not given.resume)
     try:
         measure(model, cases, journal, given.torch_index or None)
         figures = {case: journal.get(case) or [] for case in cases}
     finally:
         journal.close()
-    minutes = (time.monotonic() - began) / 60
-    report = bench_report.Report(given.which, model.name, figures, minutes)
+    report = bench_report.Report(given.which, model.name, figures)
     print(report.table())
     if not given.only or given.results:
         report.write(given.results or peers.RESULTS)

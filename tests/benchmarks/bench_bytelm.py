@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import random
 import time
 from collections.abc import AsyncIterator
 from typing import Any
 
 from bytelm.beam import BeamParams, ByteBeamState
 from bytelm.draws import Draw
-from bytelm.errors import BytelmError
 from bytelm.generation import Piece, generate
 from bytelm.logprobs import LazyByteProbs
 from bytelm.settings import EngineSettings
 from bytelm.token_sampling import Method, sample
 from bytelm.vllm.engine import VllmEngine
 from bytelm_server.counting import CountingLM, counting
+from tests.benchmarks import leaks
 from tests.benchmarks.bench_cases import KV_BYTES, SEQS, Case, Figures, Track, run_side, timed
 
 SETTINGS = EngineSettings(kv_cache_memory_bytes=KV_BYTES, max_num_seqs=SEQS)
@@ -43,10 +42,18 @@ class BytelmSide:
 
     async def measure(self, case: Case, prompts: list[bytes], repetition: int) -> Figures:
         """See ``Side``."""
+        vocab = self.engine.vocab
         if case.call == "rounds":
             return await self._rounds(prompts, case.steps)
         if case.call == "leaks":
-            return await self._leaks(prompts, case.steps)
+            contexts = [[*vocab.initial_context, *vocab.encode(prompt)] for prompt in prompts]
+            began = time.perf_counter()
+            worked = await leaks.work(self.engine, contexts, case.steps)
+            return (
+                worked
+                | {"bytes": 0, "seconds": time.perf_counter() - began}
+                | {"left": await leaks.left(self.engine)}
+            )
         # What ends a text early would make the sessions' work uneven: nothing does, on any side.
         params = BeamParams(case.K, case.threshold, eos_byte_strings=())
         lms = [counting(self.engine) for _ in prompts]
@@ -110,58 +117,6 @@ class BytelmSide:
             "evaluations": rounds * len(prompts),
             "tokens_computed": self.engine.stats.tokens_computed - computed,
         }
-
-    async def _leaks(self, prompts: list[bytes], evaluations: int) -> Figures:
-        """Chains, forks and calls that are given up; then: what is left of all that?"""
-        engine, draw = self.engine, random.Random(0)
-        contexts = [[1, *engine.vocab.encode(prompt)] for prompt in prompts]
-        tasks_before = len(asyncio.all_tasks())
-        before = engine.stats.evaluations
-        given_up = 0
-        began = time.perf_counter()
-        while engine.stats.evaluations - before < evaluations:
-            calls = []
-            for i, context in enumerate(contexts):
-                if draw.random() < 0.1:
-                    contexts[i] = list(draw.choice(contexts)[: draw.randrange(1, 200)])
-                context.append(draw.randrange(100, 40_000))
-                if len(context) > 200:
-                    del context[20:]
-                calls.append(asyncio.ensure_future(engine.next_token_logprobs(context)))
-            for call in calls:
-                if draw.random() < 0.05:
-                    await asyncio.sleep(0.001)
-                    given_up += call.cancel()
-            await asyncio.gather(*calls, return_exceptions=True)
-        seconds = time.perf_counter() - began
-        left = await self._left(tasks_before)
-        return {
-            "seconds": seconds,
-            "bytes": 0,
-            "evaluations": engine.stats.evaluations - before,
-            "given_up": given_up,
-            "left": left,
-        }
-
-    async def _left(self, tasks_before: int) -> Figures:
-        """What is not given back, once everything has had time to end."""
-        engine = self.engine
-        for _ in range(100):
-            stats = engine.stats
-            left = {
-                "slots": stats.slots - stats.slots_free,
-                "evaluations": stats.in_flight,
-                "requests": engine._llm.get_num_unfinished_requests(),
-                "tasks": max(0, len(asyncio.all_tasks()) - tasks_before),
-            }
-            if not any(left.values()):
-                break
-            await asyncio.sleep(0.05)
-        try:
-            await engine.clear_cache()
-        except BytelmError:
-            return left | {"blocks": "some"}
-        return left | {"blocks": 0}
 
 
 def _pieces(state: ByteBeamState, case: Case, draw: Draw) -> AsyncIterator[Piece[Any]]:

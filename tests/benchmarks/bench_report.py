@@ -94,14 +94,14 @@ class Report:
         which: the set of cases.
         model: the model's name.
         measured: the figures of each case, a repetition each.
-        minutes: how long the run took.
     """
 
-    def __init__(self, which: str, model: str, measured: Measured, minutes: float) -> None:
+    def __init__(self, which: str, model: str, measured: Measured) -> None:
         self.which = which
         self.model = model
         self.measured = measured
-        self.minutes = minutes
+        repetitions = [one for figures in measured.values() for one in figures]
+        self.minutes = sum(one.get("measured_seconds", one["seconds"]) for one in repetitions) / 60
         self._by_key = {case.key: (case, figures) for case, figures in measured.items()}
 
     def median(self, key: str, figure: Callable[[Figures], float]) -> float | None:
@@ -204,7 +204,7 @@ class Report:
             f"# {TITLES[self.which]}",
             "",
             f"{self.model}, float32, {processor()}, {len(os.sched_getaffinity(0))} cores; "
-            f"Python {platform.python_version()}. {self.minutes:.0f} minutes.",
+            f"Python {platform.python_version()}. {self.minutes:.0f} minutes of measuring.",
             "",
         ]
         rows = self.rows()

@@ -26,7 +26,7 @@ def figures(size: int, seconds: float, **more):
 
 def verdicts(measured):
     """Whether each goal is met, by the figure's name."""
-    return {row.figure: row.met for row in Report("main", "a model", measured, 1.0).rows()}
+    return {row.figure: row.met for row in Report("main", "a model", measured).rows()}
 
 
 def test_every_case_has_a_name_of_its_own():
@@ -140,7 +140,7 @@ def test_an_extrapolation_is_labelled():
             figures(8192, 1000.0, extrapolated={"a": 1.0, "b": 0.0}, curve=[(1, 1.0)])
         ],
     }
-    table = Report("main", "a model", measured, 1.0).table()
+    table = Report("main", "a model", measured).table()
     assert "| 100 × | yes | 819.2 bytes/s against 8.2 (extrapolated) |" in table
 
 
@@ -159,8 +159,8 @@ def test_tables_and_plots_are_written(tmp_path):
         Case("bytelm", "greedy", 8, 60): [figures(2048, 4.0)],
         Case("genlm", "greedy", 8, 60): [figures(2048, 40.0, **fitted)],
     }
-    Report("main", "a model", measured, 1.0).write(tmp_path)
-    Report("all", "a model", measured, 1.0).write(tmp_path)
+    Report("main", "a model", measured).write(tmp_path)
+    Report("all", "a model", measured).write(tmp_path)
     written = json.loads((tmp_path / "bench.json").read_text())
     assert [case["key"] for case in written["cases"]] == ["bytelm/greedy-8x60", "genlm/greedy-8x60"]
     for name in ("bench", "bench_all"):
