@@ -111,7 +111,9 @@ class Report:
         return statistics.median(map(figure, self._by_key[key][1]))
 
     def rows(self) -> list[Row]:
-        """The goals."""
+        """The goals; none but in the main run."""
+        if self.which != "main":
+            return []
         short, default, long = "greedy-32x60", "greedy-32x60-default", "greedy-32x2000"
         sample, rounds = "token-sample-32x60", "rounds-32x60"
         rows = [
@@ -293,7 +295,7 @@ def plot_sides(measured: Measured, path: Path) -> None:
         y = [names.index(case.name) + 0.19 * (number - 1.5) for case in here]
         values = [statistics.median(map(rate, rated[case])) for case in here]
         drawn = bars.barh(y, values, 0.18, color=COLOURS[side], label=SIDES[side])
-        bars.bar_label(drawn, [f"{value:,.0f}" for value in values], padding=3, fontsize=8)
+        bars.bar_label(drawn, [f"{value:,.3g}" for value in values], padding=3, fontsize=8)
     bars.set_yticks(range(len(names)), names)
     bars.invert_yaxis()
     bars.set_xscale("log")
@@ -312,7 +314,9 @@ def plot_sides(measured: Measured, path: Path) -> None:
     lines.set_ylabel("seconds")
     lines.set_title("genlm-bytes: measured, and a·n + b·n² (dashed)", fontsize=10)
     if curves:
+        lines.set_xscale("log")
         lines.set_yscale("log")
+        lines.set_ylim(bottom=0.1)
         lines.legend(fontsize=8)
     for axes in (bars, lines):
         axes.grid(alpha=0.25)
