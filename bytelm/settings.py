@@ -220,9 +220,11 @@ class EngineSettings(BaseSettings):
         wanted = {
             "VLLM_LOGGING_LEVEL": self.log_level,
             "VLLM_NO_USAGE_STATS": "1",
-            # What torch and vLLM's imports warn of is nothing that a user could change.
+            # What torch and vLLM's imports warn of is nothing that a user could change; nor that
+            # what a process of vLLM left behind, which was ended in time, is tidied up.
             "TORCH_CPP_LOG_LEVEL": "ERROR",
-            "PYTHONWARNINGS": "ignore::FutureWarning",
+            "PYTHONWARNINGS": "ignore::FutureWarning,"
+            "ignore::UserWarning:multiprocessing.resource_tracker",
             "VLLM_CPU_OMP_THREADS_BIND": cores,
             # This process has threads, which fork would not copy.
             "VLLM_WORKER_MULTIPROC_METHOD": "spawn",

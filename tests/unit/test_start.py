@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -73,6 +74,20 @@ def test_all_cores_that_may_be_used_are_bound():
     with EngineSettings().exported(OWNER):
         cores = os.environ["VLLM_CPU_OMP_THREADS_BIND"].split(",")
     assert set(map(int, cores)) == os.sched_getaffinity(0)
+
+
+def test_what_a_process_leaves_behind_is_tidied_up_silently():
+    program = (
+        "import multiprocessing.shared_memory, os, sys\n"
+        "memory = multiprocessing.shared_memory.SharedMemory(create=True, size=8)\n"
+        "print(memory.name, flush=True)\n"
+        "os._exit(0)"
+    )
+    with EngineSettings().exported(OWNER):
+        # Its output ends when the process that tidies up does.
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert not (Path("/dev/shm") / done.stdout.strip()).exists()
+    assert done.stderr == ""
 
 
 def test_settings_come_from_the_environment(monkeypatch):
