@@ -25,7 +25,10 @@ def serve(
     *,
     model: Annotated[
         str,
-        typer.Option(help="A model's folder or Hugging Face name; default: a small one."),
+        typer.Option(
+            help="A model's folder or Hugging Face name; default: a small one that is made here.",
+            show_default=False,
+        ),
     ] = "default",
     **flags: Any,
 ) -> None:
