@@ -20,8 +20,14 @@ def _user_cache_dir() -> Path:
     return (base if base.is_absolute() else Path.home() / ".cache") / "bytelm"
 
 
+def _user_state_dir() -> Path:
+    """``bytelm`` under the user's state directory; a relative XDG_STATE_HOME does not count."""
+    base = Path(os.environ.get("XDG_STATE_HOME", ""))
+    return (base if base.is_absolute() else Path.home() / ".local" / "state") / "bytelm"
+
+
 class Paths(BaseSettings):
-    """Where bytelm keeps what it prepares once and uses again."""
+    """Where bytelm keeps what it prepares once and uses again, and what it must not lose."""
 
     model_config = SettingsConfigDict(env_prefix="BYTELM_", env_ignore_empty=True, frozen=True)
 
@@ -29,6 +35,11 @@ class Paths(BaseSettings):
         default_factory=_user_cache_dir,
         validation_alias="BYTELM_CACHE",
         description="The cache directory (`BYTELM_CACHE`).",
+    )
+    state_dir: Path = Field(
+        default_factory=_user_state_dir,
+        validation_alias="BYTELM_STATE",
+        description="The directory of sessions (`BYTELM_STATE`).",
     )
 
 
@@ -134,6 +145,19 @@ class ServerSettings(BaseSettings):
         1 << 20, ge=1, description="The most log-probabilities in one JSON answer."
     )
 
+    session_store: str = Field(
+        "sqlite",
+        description="Where sessions are kept: memory (they end with the server), sqlite (a file "
+        "for each port in the user's state directory), or the path of such a file.",
+    )
+    session_fsync: bool = Field(
+        False,
+        description="Flush each change of a session to the disk, so that it survives a power cut; "
+        "otherwise it survives the end of the process only.",
+    )
+    max_session_store_bytes: int | None = Field(
+        None, ge=1 << 20, description="The largest file of sessions; then 507; none: any size."
+    )
     session_ttl: float = Field(
         1800.0, gt=0, description="Seconds without use after which a session expires, by default."
     )

@@ -40,6 +40,7 @@ SETTINGS = ServerSettings(
     max_walked_bytes=150,
     max_row_values=39 * 256,
     server_log_level="WARNING",
+    session_store="memory",
 )
 
 

@@ -60,6 +60,16 @@ def events_of(body: str) -> list[Any]:
     return [json.loads(line) for line in lines[:-1]]
 
 
+@pytest.fixture(scope="module", params=["memory", "sqlite"])
+def url(start_stub, request, tmp_path_factory) -> str:
+    """A server for each store."""
+    if request.param == "memory":
+        return start_stub()
+    file = tmp_path_factory.mktemp("store") / "sessions.sqlite"
+    # Nothing stays in memory between two calls, so that all comes from the store.
+    return start_stub("--set", f"session_store={file}", "--set", "session_cache_bytes=0")
+
+
 @pytest.fixture
 def create(http: httpx.Client) -> Callable[..., Session]:
     def make(**body: Any) -> Session:

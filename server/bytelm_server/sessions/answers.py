@@ -38,7 +38,7 @@ class Session(TypedDict):
     length: Annotated[
         int, Field(description="Bytes consumed, special tokens not counted; or tokens.")
     ]
-    n_calls: Annotated[int, Field(description="Evaluations that led here.")]
+    n_calls: Annotated[int, Field(description="Evaluations of it and those it came from.")]
     expires_at: Annotated[
         float, Field(description="When it expires if nobody uses it, in seconds since 1970.")
     ]

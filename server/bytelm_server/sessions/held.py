@@ -26,7 +26,6 @@ class Held:
         record: what the store has, as far as is known; None until it was looked up.
         meta: the record's, read.
         state: what the session stands at; None until it was made.
-        n_calls: evaluations that led to the state, and from it.
     """
 
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -34,7 +33,6 @@ class Held:
     record: Record | None = None
     meta: dict[str, Any] = field(default_factory=dict)
     state: SessionState | None = None
-    n_calls: int = 0
     used: float = 0.0
     nbytes: int = 0
 

@@ -166,7 +166,7 @@ class SessionCalls:
             if call.candidates:
                 state, lm = await self._state(held)
                 answer["candidates"] = state.candidates()
-                held.n_calls += lm.usage.evaluations
+                await self._looked(held, lm)
             return answer
 
     async def fork(self, session_id: str, call: bodies.ForkCall, key: str | None = None) -> Answer:
@@ -186,13 +186,12 @@ class SessionCalls:
                     version=1,
                     ttl=ttl,
                     expires_at=time.time() + ttl,
-                    meta=orjson.dumps({**held.meta, "n_calls": held.n_calls}),
                     reply=None,
                 )
                 answer = {**_session(child, held.meta), "usage": self._nothing_used()}
                 return await self._created(child, answer, name, request)
             state, lm = await self._state(held)
-            before = held.n_calls
+            before = held.meta["n_calls"]
         # What follows concerns the new session alone.
         state = await self._advanced(state, call.advance, "advance.")
         used = lm.usage.evaluations
@@ -232,7 +231,7 @@ class SessionCalls:
         async with self._hold(session_id) as held:
             state, lm = await self._state(held)
             result = await state.next(call.top, call.prune)
-            held.n_calls += lm.usage.evaluations
+            await self._looked(held, lm)
             usage = usage_of(lm, 0, 0)
             return {"results": [result], "usage": usage, "session": _session_of(held)}
 
@@ -243,7 +242,7 @@ class SessionCalls:
             if not isinstance(state, TokenState):
                 raise FieldError("only token sessions give rows of bytes: ask for JSON", "accept")
             row = await state.row()
-            held.n_calls += lm.usage.evaluations
+            await self._looked(held, lm)
             return row
 
     async def generate(
@@ -273,7 +272,7 @@ class SessionCalls:
                     _collected(state.grown(call, draw.spawn(0, n))) for n in range(_count(call))
                 )
                 answer = self._generated(texts, lm, drawn=True)
-            held.n_calls += lm.usage.evaluations
+            await self._looked(held, lm)
             return {**answer, "session": _session_of(held)}
 
     async def events(
@@ -293,7 +292,7 @@ class SessionCalls:
                 async for event in told:
                     yield event
             if not call.advance:
-                held.n_calls += lm.usage.evaluations
+                await self._looked(held, lm)
 
     async def _moving(
         self,
@@ -432,7 +431,6 @@ class SessionCalls:
             if held.record is None:
                 held.record = await self.store.load(session_id)
                 held.meta = orjson.loads(held.record.meta or b"{}") if held.record else {}
-                held.n_calls = held.meta.get("n_calls", 0)
             record, now = held.record, time.time()
             if record is None or record.owner != self.caller.key_id:
                 held.forget()
@@ -444,8 +442,8 @@ class SessionCalls:
                 )
             # Written only where it matters: most calls follow each other at once.
             if now + record.ttl - record.expires_at > min(record.ttl / 20, 60.0):
-                await self.store.touch(session_id, now + record.ttl)
                 held.record = replace(record, expires_at=now + record.ttl)
+                await self.store.touch(held.record)
             try:
                 yield held
             except (CallError, InputError, EngineError, asyncio.CancelledError, GeneratorExit):
@@ -473,6 +471,18 @@ class SessionCalls:
             state = held.state.on(lm)
         held.state = await state.settled()
         return held.state, lm
+
+    async def _looked(self, held: Held, lm: CountingLM) -> None:
+        """Count what a call took that left the session where it is."""
+        if not lm.usage.evaluations:
+            return
+        record = held.record
+        assert record is not None
+        held.meta = {**held.meta, "n_calls": held.meta["n_calls"] + lm.usage.evaluations}
+        held.record = replace(
+            record, meta=orjson.dumps(held.meta), expires_at=time.time() + record.ttl
+        )
+        await self.store.touch(held.record)
 
     async def _change(
         self,
@@ -520,7 +530,7 @@ class SessionCalls:
         """
         before = held.record
         assert before is not None
-        n_calls = held.n_calls + evaluations
+        n_calls = held.meta["n_calls"] + evaluations
         packed = after.packed(before.trunk)
         meta = {**held.meta, "length": after.length, "n_calls": n_calls, "state": packed.meta}
         record = replace(
@@ -542,7 +552,11 @@ class SessionCalls:
                 await self.store.commit(record, before.version, kept)
             except Full:
                 raise StoreFull("there is no room to keep the session's new state") from None
-            held.record, held.meta, held.state, held.n_calls = record, meta, after, n_calls
+            except BaseException:
+                # Whether it was written is known to the store alone.
+                held.forget()
+                raise
+            held.record, held.meta, held.state = record, meta, after
 
         await finished(put())
         return answered
@@ -611,7 +625,6 @@ class SessionCalls:
         if state is not None:
             async with self._sessions.held.hold(record.id) as held:
                 held.record, held.meta, held.state = record, orjson.loads(record.meta), state
-                held.n_calls = held.meta["n_calls"]
         return answer
 
     async def _begun(self, call: bodies.CreateCall) -> tuple[SessionState, CountingLM]:
@@ -824,7 +837,7 @@ def _session(record: Record, meta: Answer) -> answers.Session:
 
 def _session_of(held: Held) -> answers.Session:
     assert held.record is not None
-    return _session(held.record, {**held.meta, "n_calls": held.n_calls})
+    return _session(held.record, held.meta)
 
 
 def _digest(name: str, call: Body) -> str:

@@ -132,8 +132,8 @@ class SessionStore(ABC):
         """
 
     @abstractmethod
-    async def touch(self, session_id: str, expires_at: float) -> None:
-        """Let a record expire later."""
+    async def touch(self, record: Record) -> None:
+        """Keep a record's ``expires_at`` and ``meta``, if its version is still this one."""
 
     @abstractmethod
     async def delete(self, session_id: str, expected: int, reply: Reply | None) -> None:

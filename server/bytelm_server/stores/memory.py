@@ -1,6 +1,7 @@
 """Sessions kept in this process: they end with it."""
 
 import bisect
+import contextlib
 from dataclasses import replace
 
 from bytelm_server.stores import TOMBSTONE_SECONDS, Changed, Full, Record, Reply, SessionStore
@@ -52,11 +53,13 @@ class MemoryStore(SessionStore):
         self._known(record.id, expected)
         self._records[record.id] = record
 
-    async def touch(self, session_id: str, expires_at: float) -> None:
+    async def touch(self, record: Record) -> None:
         """See ``SessionStore``."""
-        record = self._records.get(session_id)
-        if record is not None and record.meta:
-            self._records[session_id] = replace(record, expires_at=expires_at)
+        with contextlib.suppress(Changed):
+            known = self._known(record.id, record.version)
+            self._records[record.id] = replace(
+                known, expires_at=record.expires_at, meta=record.meta
+            )
 
     async def delete(self, session_id: str, expected: int, reply: Reply | None) -> None:
         """See ``SessionStore``."""
