@@ -212,3 +212,42 @@ VOCAB_ANSWER = answer(
         ],
     },
 )
+
+HEALTH_ANSWER = answer("The server can answer.", {"status": "ready"})
+
+METRICS_ANSWER = {
+    "description": "Prometheus's text format.",
+    "content": {
+        "text/plain": {
+            "schema": {"type": "string"},
+            "example": "# HELP bytelm_requests_total Requests answered.\n"
+            "# TYPE bytelm_requests_total counter\n"
+            'bytelm_requests_total{call="POST /v1/greedy",status="200"} 7.0\n',
+        }
+    },
+}
+
+MODELS_ANSWER = answer(
+    "The model; there is one.",
+    {
+        "data": [
+            {
+                "name": "SmolLM2-135M-Instruct",
+                "revision": None,
+                "fingerprint": "0f8ab3d5c1e29b47",
+                "vocab_size": 49152,
+                "initial_context": [1],
+                "limits": {
+                    "context_tokens": 4095,
+                    "context_bytes": 1048576,
+                    "contexts": 256,
+                    "results": 1024,
+                    "steps": 4096,
+                    "total_steps": 1048576,
+                    "body_bytes": 16777216,
+                    "K": 64,
+                },
+            }
+        ]
+    },
+)

@@ -2,22 +2,16 @@
 
 import logging
 import math
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Body, Request, Response
 
 from bytelm_server import answers, examples, requests
-from bytelm_server.errors import ErrorBody
+from bytelm_server.documented import DOORS, FAILURES, NOT_READY, with_stream
 from bytelm_server.metrics import CONTENT_TYPE, Metrics
 from bytelm_server.sessions.service import Sessions
 from bytelm_server.wire import JsonResponse, JsonRoute
 from bytelm_server.work import Served, Working
-
-_FAILURES: dict[int | str, dict[str, Any]] = {
-    "4XX": {"model": ErrorBody, "description": "The call is at fault; the error says how."},
-    500: {"model": ErrorBody, "description": "The server is at fault."},
-    503: {"model": ErrorBody, "description": "The model is starting, stopping or dead."},
-}
 
 _log = logging.getLogger(__name__)
 
@@ -30,7 +24,11 @@ public = APIRouter(route_class=JsonRoute)
     "/health",
     tags=["server"],
     response_model=answers.Health,
-    responses={503: {"model": answers.Health, "description": "Starting, draining or dead."}},
+    responses={
+        200: examples.HEALTH_ANSWER,
+        403: DOORS[403],
+        503: {"model": answers.Health, "description": "Starting, draining or dead."},
+    },
 )
 async def health(backend: Served) -> JsonResponse:
     """Whether the server can answer: 200 when it is ready, else 503."""
@@ -42,7 +40,7 @@ async def health(backend: Served) -> JsonResponse:
     "/metrics",
     tags=["server"],
     response_class=Response,
-    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+    responses={200: examples.METRICS_ANSWER, **DOORS},
 )
 async def metrics(request: Request) -> Response:
     """Counts, latencies and how the engine stands, for Prometheus; vLLM's own metrics beside."""
@@ -59,7 +57,10 @@ async def metrics(request: Request) -> Response:
 
 
 @router.get(
-    "/v1/models", tags=["server"], response_model=answers.Models, responses={503: _FAILURES[503]}
+    "/v1/models",
+    tags=["server"],
+    response_model=answers.Models,
+    responses={200: examples.MODELS_ANSWER, **DOORS, **NOT_READY},
 )
 async def models(backend: Served) -> JsonResponse:
     """The model: name, fingerprint, vocabulary size, limits, initial context."""
@@ -73,7 +74,8 @@ async def models(backend: Served) -> JsonResponse:
     responses={
         200: examples.VOCAB_ANSWER,
         304: {"description": "As `If-None-Match` has it."},
-        503: _FAILURES[503],
+        **DOORS,
+        **NOT_READY,
     },
 )
 async def vocab(request: Request, backend: Served) -> Response:
@@ -89,7 +91,7 @@ async def vocab(request: Request, backend: Served) -> Response:
     "/v1/next_bytes",
     tags=["bytes"],
     response_model=answers.Answer[answers.NextBytes | answers.TopBytes | answers.ItemError],
-    responses={200: examples.NEXT_BYTES_ANSWER, **_FAILURES},
+    responses={200: examples.NEXT_BYTES_ANSWER, **FAILURES},
 )
 async def next_bytes(
     work: Working,
@@ -104,7 +106,7 @@ async def next_bytes(
     "/v1/greedy",
     tags=["bytes"],
     response_model=answers.Answer[answers.Continuation | answers.ItemError],
-    responses={200: examples.GREEDY_ANSWER, **_FAILURES},
+    responses={200: with_stream(examples.GREEDY_ANSWER), **FAILURES},
 )
 async def greedy(
     work: Working,
@@ -122,7 +124,7 @@ async def greedy(
     "/v1/sample",
     tags=["bytes"],
     response_model=answers.Answer[answers.Sample | answers.ItemError],
-    responses={200: examples.SAMPLE_ANSWER, **_FAILURES},
+    responses={200: with_stream(examples.SAMPLE_ANSWER), **FAILURES},
 )
 async def sample(
     work: Working,
@@ -140,7 +142,7 @@ async def sample(
     "/v1/score",
     tags=["bytes"],
     response_model=answers.Answer[answers.Score | answers.ItemError],
-    responses={200: examples.SCORE_ANSWER, **_FAILURES},
+    responses={200: examples.SCORE_ANSWER, **FAILURES},
 )
 async def score(
     work: Working,

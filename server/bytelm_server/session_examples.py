@@ -25,6 +25,22 @@ CREATE = {
     "ids": call("Token ids", {"kind": "token", "context": {"tokens": [1, 42, 43]}}),
 }
 CREATE_ANSWER = answer("The session.", {**_session(1, 19, 4), "usage": usage(19, 0, 4, 12, 0)})
+SESSION_ANSWER = answer("The session.", _session(2, 21, 6))
+PAGE_ANSWER = answer("A page.", {"data": [_session(2, 21, 6)], "next": None})
+ENDED_ANSWER = answer("The session is no more.", {"id": _ID, "deleted": True})
+NEXT_ANSWER = answer(
+    "The distribution, with `top=2`.",
+    {
+        "results": [
+            {
+                "top": [{"byte": 99, "logprob": -0.0079}, {"byte": 107, "logprob": -4.915}],
+                "eos": None,
+            }
+        ],
+        "usage": usage(0, 0, 2, 2, 8),
+        "session": _session(1, 19, 6),
+    },
+)
 MOVED_ANSWER = answer("The session.", {**_session(2, 21, 6), "usage": usage(2, 0, 2, 2, 8)})
 
 ADVANCE = {

@@ -6,6 +6,7 @@ import numpy as np
 from fastapi import APIRouter, Body, Depends, Header, Query, Request, Response
 
 from bytelm_server import session_examples as examples
+from bytelm_server.documented import FAILURES, Responses, with_stream
 from bytelm_server.errors import ErrorBody, FieldError
 from bytelm_server.sessions import answers, bodies
 from bytelm_server.sessions.service import MOST_LISTED, SessionCalls, Sessions
@@ -16,17 +17,17 @@ from bytelm_server.work import Served, Work, Working
 
 OCTETS = "application/octet-stream"
 
-_FAILURES: dict[int | str, dict[str, Any]] = {
-    "4XX": {"model": ErrorBody, "description": "The call is at fault; the error says how."},
-    500: {"model": ErrorBody, "description": "The server is at fault."},
-    503: {"model": ErrorBody, "description": "The model is starting, stopping or dead."},
-    504: {"model": ErrorBody, "description": "The call took too long; nothing was changed."},
-}
-_CHANGES = {
-    **_FAILURES,
+_CHANGES: Responses = {
+    **FAILURES,
     409: {"model": ErrorBody, "description": "Another version, key or model than expected."},
     507: {"model": ErrorBody, "description": "There is no room to keep what would be new."},
 }
+_OF_ONE: Responses = {
+    **FAILURES,
+    404: {"model": ErrorBody, "description": "There is no such session, or not for this key."},
+    410: {"model": ErrorBody, "description": "The session has expired."},
+}
+_MOVES: Responses = {**_OF_ONE, **_CHANGES}
 _ROWS: dict[str, Any] = {
     OCTETS: {"schema": {"type": "string", "format": "binary"}},
 }
@@ -74,7 +75,7 @@ def _octets(rows: Any) -> Response:
             **examples.TOKEN_LOGPROBS_ANSWER,
             "content": {**examples.TOKEN_LOGPROBS_ANSWER["content"], **_ROWS},
         },
-        **_FAILURES,
+        **FAILURES,
     },
 )
 async def token_logprobs(
@@ -115,11 +116,18 @@ async def create(
     return JsonResponse(await work.result(calls.create(call, key)))
 
 
-@router.get("/v1/sessions", tags=["sessions"], response_model=answers.Page, responses=_FAILURES)
+@router.get(
+    "/v1/sessions",
+    tags=["sessions"],
+    response_model=answers.Page,
+    responses={200: examples.PAGE_ANSWER, **FAILURES},
+)
 async def page(
     calls: Calls,
     after: Annotated[str, Query(description="`next` of the page before.")] = "",
-    limit: Annotated[int, Query(ge=1, le=MOST_LISTED)] = 100,
+    limit: Annotated[
+        int, Query(ge=1, le=MOST_LISTED, description="Sessions on the page, at most.")
+    ] = 100,
 ) -> JsonResponse:
     """The sessions of this API key, oldest first."""
     return JsonResponse(await calls.page(after, limit))
@@ -129,7 +137,7 @@ async def page(
     "/v1/sessions:batch",
     tags=["sessions"],
     response_model=answers.Batch,
-    responses={200: examples.BATCH_ANSWER, **_FAILURES},
+    responses={200: examples.BATCH_ANSWER, **FAILURES},
 )
 async def batch(
     work: Working,
@@ -144,7 +152,7 @@ async def batch(
     "/v1/sessions/{session_id}",
     tags=["sessions"],
     response_model=answers.Session,
-    responses=_FAILURES,
+    responses={200: examples.SESSION_ANSWER, **_OF_ONE},
 )
 async def get(
     work: Working,
@@ -161,12 +169,12 @@ async def get(
     "/v1/sessions/{session_id}",
     tags=["sessions"],
     response_model=answers.Ended,
-    responses=_CHANGES,
+    responses={200: examples.ENDED_ANSWER, **_MOVES},
 )
 async def delete(
     work: Working, calls: Calls, session_id: str, if_version: IfVersion = None, key: Key = None
 ) -> JsonResponse:
-    """End a session."""
+    """End a session: no call finds it any more."""
     call = bodies.DeleteCall(if_version=if_version)
     return JsonResponse(await work.result(calls.delete(session_id, call, key)))
 
@@ -175,7 +183,7 @@ async def delete(
     "/v1/sessions/{session_id}/fork",
     tags=["sessions"],
     response_model=answers.Moved,
-    responses={200: examples.CREATE_ANSWER, **_CHANGES},
+    responses={200: examples.CREATE_ANSWER, **_MOVES},
 )
 async def fork(
     work: Working,
@@ -192,7 +200,7 @@ async def fork(
     "/v1/sessions/{session_id}/advance",
     tags=["sessions"],
     response_model=answers.Moved,
-    responses={200: examples.MOVED_ANSWER, **_CHANGES},
+    responses={200: examples.MOVED_ANSWER, **_MOVES},
 )
 async def advance(
     work: Working,
@@ -209,7 +217,7 @@ async def advance(
     "/v1/sessions/{session_id}/prefill",
     tags=["sessions"],
     response_model=answers.Moved,
-    responses={200: examples.MOVED_ANSWER, **_CHANGES},
+    responses={200: examples.MOVED_ANSWER, **_MOVES},
 )
 async def prefill(
     work: Working,
@@ -227,8 +235,11 @@ async def prefill(
     tags=["sessions"],
     response_model=answers.Next,
     responses={
-        200: {"description": "The distribution.", "content": _ROWS},
-        **_FAILURES,
+        200: {
+            **examples.NEXT_ANSWER,
+            "content": {**examples.NEXT_ANSWER["content"], **_ROWS},
+        },
+        **_OF_ONE,
     },
 )
 async def next_symbol(
@@ -255,7 +266,7 @@ async def next_symbol(
     "/v1/sessions/{session_id}/greedy",
     tags=["sessions"],
     response_model=answers.Generated,
-    responses={200: examples.GREEDY_ANSWER, **_CHANGES},
+    responses={200: with_stream(examples.GREEDY_ANSWER), **_MOVES},
 )
 async def greedy(
     work: Working,
@@ -272,7 +283,7 @@ async def greedy(
     "/v1/sessions/{session_id}/sample",
     tags=["sessions"],
     response_model=answers.Generated,
-    responses={200: examples.SAMPLE_ANSWER, **_CHANGES},
+    responses={200: with_stream(examples.SAMPLE_ANSWER), **_MOVES},
 )
 async def sample(
     work: Working,

@@ -125,15 +125,15 @@ def main() -> None:
     opened = {"--wait", "--again"} & set(sys.argv)
     app = create_app(open_lm if opened else lm, settings)
 
-    @app.get("/test/evaluations")
+    @app.get("/test/evaluations", include_in_schema=False)
     async def evaluations() -> int:
         return lm.evaluations
 
-    @app.get("/test/salts")
+    @app.get("/test/salts", include_in_schema=False)
     async def salts() -> list[str | None]:
         return list(lm.salts) if isinstance(lm, MeteredLM) else []
 
-    @app.post("/test/{what}")
+    @app.post("/test/{what}", include_in_schema=False)
     async def steer(what: str, value: float = 1.0) -> None:
         match what:
             case "start":
