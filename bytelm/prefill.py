@@ -61,6 +61,11 @@ class TrunkFinder:
             finder = vocab.__dict__["_trunk_finder"] = cls(vocab)
         return finder
 
+    @staticmethod
+    def give_up(vocab: ByteVocab) -> None:
+        """Let all texts of a vocabulary be walked: how it tokenizes is not known here."""
+        vocab.__dict__["_trunk_finder"] = _NoTrunks(vocab)
+
     @cached_property
     def _crossed(self) -> frozenset[bytes]:
         """What some token has right behind a letter or digit: characters, or the first bytes."""
@@ -119,6 +124,14 @@ class TrunkFinder:
             and (right.isspace() or unicodedata.category(right)[0] in "PSZ")
             and not any(right.encode()[:n] in self._crossed for n in range(1, 5))
         )
+
+
+class _NoTrunks(TrunkFinder):
+    """Finds none; the longest tokens stand for the canonical ones."""
+
+    def find(self, text: bytes, tail: int = TAIL) -> Trunk:
+        """See ``TrunkFinder``."""
+        return Trunk((), text, tuple(self._vocab.encode(text)))
 
 
 def _first_character(data: bytes) -> str:

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from bytelm_client.errors import TookTooLong as TookTooLong
     from bytelm_client.errors import TooManyRequests as TooManyRequests
     from bytelm_client.options import Beam as Beam
+    from bytelm_client.remote import RemoteByteLM as RemoteByteLM
+    from bytelm_client.remote_tokens import RemoteTokenLM as RemoteTokenLM
     from bytelm_client.results import Candidate as Candidate
     from bytelm_client.results import Continuation as Continuation
     from bytelm_client.results import Model as Model
@@ -72,6 +74,8 @@ _HOMES = {
     "TooManyRequests": "errors",
     "TimedOut": "errors",
     "Beam": "options",
+    "RemoteByteLM": "remote",
+    "RemoteTokenLM": "remote_tokens",
     "Continuation": "results",
     "Model": "results",
     "NextBytes": "results",

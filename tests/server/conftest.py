@@ -38,10 +38,10 @@ def run_stub() -> Iterator[Callable[..., Stub]]:
     """Starts servers over a StubLM, each its own process."""
     processes = []
 
-    def start(*arguments: str, stderr: Any = None) -> Stub:
+    def start(*arguments: str, stderr: Any = None, script: Path = STUB_SERVER) -> Stub:
         port = free_port()
         process = subprocess.Popen(
-            [sys.executable, str(STUB_SERVER), str(port), *arguments], stderr=stderr
+            [sys.executable, str(script), str(port), *arguments], stderr=stderr
         )
         processes.append(process)
         url = f"http://127.0.0.1:{port}"

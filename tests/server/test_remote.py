@@ -1,0 +1,349 @@
+"""States and token LMs that live on a server are held to the laws of local ones."""
+
+import asyncio
+import gc
+import math
+import runpy
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bytelm.beam import BeamParams, ByteBeamState
+from bytelm.byte_lm import StatefulByteLM
+from bytelm.draws import Draw
+from bytelm.ensemble import Ensemble
+from bytelm.errors import ByteError, ContextTooLong, EmptyBeam, InputError, Terminated
+from bytelm.generation import generate
+from bytelm.logprobs import EOS, LazyByteProbs
+from bytelm.score import score
+from bytelm.testing import (
+    BruteForce,
+    StubLM,
+    assert_chain_rule,
+    assert_exact,
+    assert_immutable,
+    assert_lower_bound,
+    assert_normalised,
+    assert_prune_keeps_one,
+    assert_reproducible,
+)
+from bytelm.token_lm import AsyncTokenLM
+from bytelm_client import (
+    AsyncClient,
+    CannotConnect,
+    Client,
+    NotFound,
+    RemoteByteLM,
+    RemoteTokenLM,
+    messages,
+    segments,
+    special,
+)
+
+TOY_SERVER = Path(__file__).with_name("toy_server.py")
+EXACT: Any = {"beam": {"K": None, "prune_threshold": 0}, "prefill": "exact"}
+
+
+@pytest.fixture(scope="module")
+def toys() -> dict[str, StubLM]:
+    toy = runpy.run_path(str(TOY_SERVER))["toy"]
+    return {name: toy(name) for name in ("one", "other")}
+
+
+@pytest.fixture(scope="module")
+def toy_urls(start_stub: Callable[..., str]) -> dict[str, str]:
+    return {name: start_stub(name, script=TOY_SERVER) for name in ("one", "other")}
+
+
+@pytest.fixture
+async def toy_client(toy_urls: dict[str, str]) -> AsyncIterator[AsyncClient]:
+    async with AsyncClient(toy_urls["one"]) as client:
+        yield client
+
+
+@pytest.fixture
+def truth(toys: dict[str, StubLM]) -> BruteForce:
+    return BruteForce(toys["one"].row, toys["one"].vocab)
+
+
+@pytest.fixture
+async def client(url: str) -> AsyncIterator[AsyncClient]:
+    async with AsyncClient(url) as client:
+        yield client
+
+
+# The laws.
+
+
+async def test_law_1_distributions_sum_to_one(toy_client: AsyncClient) -> None:
+    state = await RemoteByteLM.initial(toy_client)
+    for b in b"abcab":
+        await assert_normalised(state)
+        state = await (state.prune() << b)
+        await assert_normalised(state.prune())
+
+
+async def test_law_2_conditionals_sum_to_the_probability(toy_client: AsyncClient) -> None:
+    with Client(toy_client.base_url) as eager:
+
+        def log_z(state: StatefulByteLM) -> float:
+            assert isinstance(state, RemoteByteLM)
+            candidates = eager.resume(state.session.id).candidates()
+            return float(np.logaddexp.reduce([c.weight for c in candidates]))
+
+        await assert_chain_rule(await RemoteByteLM.initial(toy_client, **EXACT), b"abcab", log_z)
+
+
+async def test_law_3_states_do_not_change(toy_client: AsyncClient) -> None:
+    state = await (await RemoteByteLM.initial(toy_client, b"ab")).prefill(b"c")
+    await assert_immutable(state, b"abc")
+    await assert_immutable(state.prune(), b"abc")
+
+
+@pytest.mark.parametrize("text", [b"", b"a", b"ab", b"abca", b"cabbc"])
+async def test_laws_4_and_5_brute_force_agrees(
+    toy_client: AsyncClient, truth: BruteForce, text: bytes
+) -> None:
+    initial = await RemoteByteLM.initial(toy_client, **EXACT)
+    await assert_exact(await initial.prefill(text), text, truth)
+    state = initial
+    for b in text:
+        state = await (state << b)
+    await assert_exact(state, text, truth)
+    pruned = await RemoteByteLM.initial(toy_client, text, beam={"K": 1}, prefill="exact")
+    weights = [c.weight for c in await pruned.session.candidates()]
+    assert_lower_bound(float(np.logaddexp.reduce(weights)), text, truth)
+
+
+async def test_law_6_a_seed_repeats_a_text(toy_client: AsyncClient) -> None:
+    state = await RemoteByteLM.initial(toy_client)
+    for draw in ({"seed": 4}, {"seed": 4, "temperature": 0.7}):
+        await assert_reproducible(lambda draw=draw: state.sample(b"ab", 12, Draw(**draw)))  # type: ignore[misc]
+
+
+async def test_law_7_pruning_leaves_something(toy_client: AsyncClient) -> None:
+    beam: Any = {"K": 1, "prune_threshold": 0.9}
+    state = await RemoteByteLM.initial(toy_client, b"abca", beam=beam)
+    pruned = state.prune()
+    likely = {id(s): int(np.isfinite((await s.logp_next()).ps).sum()) for s in (state, pruned)}
+    state.prune = lambda: pruned  # type: ignore[method-assign]
+    assert_prune_keeps_one(state, lambda s: likely[id(s)])
+
+
+# A state is a local one's drop-in.
+
+
+async def test_it_is_the_local_state(client: AsyncClient, lm: Any) -> None:
+    local = await ByteBeamState.initial(lm, BeamParams(K=5, prune_threshold=0.01))
+    remote = await RemoteByteLM.initial(client)
+    for b in b"the ant":
+        assert np.array_equal((await local.logp_next()).ps, (await remote.logp_next()).ps)
+        local, remote = await (local.prune() << b), await (remote.prune() << b)
+    assert remote.context == b"the ant"
+    assert await remote.greedy(b"hello", 9) == await local.greedy(b"hello", 9)
+    assert (await score(remote, b"heth")).logprob == (await score(local, b"heth")).logprob
+    prefilled = await (await RemoteByteLM.initial(client)).prefill(b"the ant ")
+    want = await (await ByteBeamState.initial(lm, local.params)).prefill(b"the ant ")
+    assert np.array_equal((await prefilled.logp_next()).ps, (await want.logp_next()).ps)
+
+
+async def test_unpruned_steps_are_unpruned(client: AsyncClient, lm: Any) -> None:
+    local = await ByteBeamState.initial(lm, BeamParams(K=1, prune_threshold=0.01))
+    remote = await RemoteByteLM.initial(client, beam={"K": 1})
+    for b in b"the":
+        local, remote = await (local << b), await (remote << b)
+    assert np.array_equal((await local.logp_next()).ps, (await remote.logp_next()).ps)
+    pruned = (await local.prune().logp_next()).ps
+    assert np.array_equal(pruned, (await remote.prune().logp_next()).ps)
+    assert not np.array_equal(pruned, (await remote.logp_next()).ps)
+
+
+async def test_draws_of_ones_own_walk(client: AsyncClient, lm: Any) -> None:
+    local = await ByteBeamState.initial(lm, BeamParams(K=5, prune_threshold=0.01))
+    remote = await RemoteByteLM.initial(client)
+
+    def second(p: Any) -> int:
+        return int(list(p.top(2))[1])
+
+    assert await remote.sample(b"he", 7, second) == await local.sample(b"he", 7, second)
+    cold = await remote.sample(b"he", 7, Draw(temperature=0))
+    assert cold == await local.greedy(b"he", 7)
+    assert len(await remote.sample(b"he", 7)) == 9
+    filtered = await remote.sample(b"he", 7, Draw(top_k=1))
+    assert filtered == await local.greedy(b"he", 7)
+    assert await remote.sample(b"he", 0) == await remote.greedy(b"he", 0) == b"he"
+
+
+async def test_contexts_of_all_kinds_come_first(client: AsyncClient) -> None:
+    state = await RemoteByteLM.initial(client, segments(special("<|im_start|>"), "é", b"\xff"))
+    assert state.context == b"\xc3\xa9\xff"
+    chat = await RemoteByteLM.initial(client, messages([{"role": "user", "content": "hi"}]))
+    assert (await (chat << 97)).context == b"a"
+    assert (await RemoteByteLM.initial(client, "é")).context == "é".encode()
+
+
+async def test_the_end_of_the_text(toy_client: AsyncClient) -> None:
+    state = await RemoteByteLM.initial(toy_client, b"ab")
+    ended = await (state << EOS)
+    assert (ended.terminated, ended.context) == (True, b"ab")
+    for call in (ended.logp_next(), ended << 97, ended.prefill(b"a"), ended.greedy(b"", 3)):
+        with pytest.raises(Terminated):
+            await call
+    beam: Any = {"special_tokens": "literal"}
+    endless = await RemoteByteLM.initial(toy_client, b"ab", beam=beam)
+    with pytest.raises(EmptyBeam, match="cannot end"):
+        await (endless << EOS)
+
+
+async def test_errors_are_those_of_local_states(client: AsyncClient) -> None:
+    state = await RemoteByteLM.initial(client, beam={"K": 1, "prune_threshold": 0.9, "heal": False})
+    state = await state.prefill(b"hheth", "exact")
+    with pytest.raises(EmptyBeam, match="no tokenization"):
+        await (state.prune() << ord("i"))
+    with pytest.raises(ByteError):
+        await (state << 256)
+    with pytest.raises(ByteError):
+        await state.prefill([300])
+    with pytest.raises(ContextTooLong):
+        await state.prefill(b"x" * 300)
+    with pytest.raises(CannotConnect):
+        await RemoteByteLM.initial("http://127.0.0.1:9")
+
+
+# What lives on the server ends there.
+
+
+def living(url: str) -> set[str]:
+    with Client(url) as client:
+        return {info.id for info in client.sessions()}
+
+
+async def test_states_that_nobody_refers_to_end(client: AsyncClient, url: str) -> None:
+    before = living(url)
+    state = await RemoteByteLM.initial(client)
+    for b in b"hello":
+        state = await (state.prune() << b)
+    await state.greedy(b"xyz", 5)
+    gc.collect()
+    for _ in range(100):
+        if living(url) - before == {state.session.id}:
+            break
+        await asyncio.sleep(0.05)
+    assert living(url) - before == {state.session.id}
+    pruned = state.prune()
+    del state
+    gc.collect()
+    await asyncio.sleep(0.2)
+    assert living(url) - before == {pruned.session.id}
+    await pruned.cleanup()
+    assert living(url) - before == set()
+    with pytest.raises(NotFound):
+        await pruned.logp_next()
+
+
+async def test_a_failed_step_leaves_nothing(client: AsyncClient, url: str) -> None:
+    before = living(url)
+    state = await RemoteByteLM.initial(client)
+    with pytest.raises(ContextTooLong):
+        await state.prefill(b"x" * 300)
+    gc.collect()
+    await state.cleanup()
+    assert living(url) - before == set()
+
+
+# Ensembles of remote states.
+
+
+async def test_an_ensemble_over_two_servers_with_different_tokenizers(
+    toys: dict[str, StubLM], toy_urls: dict[str, str]
+) -> None:
+    truths = [BruteForce(lm.row, lm.vocab) for lm in toys.values()]
+    states = [await RemoteByteLM.initial(toy_urls[name], **EXACT) for name in toys]
+    for text in (b"", b"a", b"abc"):
+        mixed = await Ensemble(states, [1, 3]).prefill(text)
+        have = np.exp((await mixed.logp_next()).ps)
+        parts = [
+            share * truth.prefix(text) * np.exp(truth.logp_next(text))
+            for share, truth in zip([1, 3], truths, strict=True)
+        ]
+        total = np.sum(parts, axis=0)
+        assert have == pytest.approx(total / total.sum(), abs=1e-6)
+        assert sum(s * t.prefix(text) for s, t in zip([1, 3], truths, strict=True)) == (
+            pytest.approx(4 * math.exp(np.logaddexp.reduce(mixed.log_weights)), abs=1e-6)
+        )
+
+
+async def test_an_ensemble_of_a_local_and_a_remote_model(client: AsyncClient, lm: Any) -> None:
+    local = await ByteBeamState.initial(lm, BeamParams(K=5, prune_threshold=0.01))
+    one, other = await local.prefill(b"the "), await RemoteByteLM.initial(client, b"an")
+    both = Ensemble([one, other], mode="product")
+    made = await both.greedy(b"", 5)
+    twins = Ensemble([one, await local.prefill(b"an")], mode="product")
+    assert made == await twins.greedy(b"", 5)
+    pieces = [piece async for piece in generate(both, 5, LazyByteProbs.argmax)]
+    assert b"".join(piece.data for piece in pieces) == made
+
+
+# Token LMs.
+
+
+@pytest.fixture
+async def remote_lm(url: str) -> AsyncIterator[RemoteTokenLM]:
+    lm = RemoteTokenLM(url)
+    yield lm
+    await lm.aclose()
+
+
+async def test_a_remote_token_lm_is_the_model(remote_lm: RemoteTokenLM, lm: Any) -> None:
+    assert isinstance(remote_lm, AsyncTokenLM)
+    assert remote_lm.vocab.fingerprint() == lm.vocab.fingerprint()
+    assert remote_lm.max_context_tokens == lm.max_context_tokens
+    contexts = [[266], [266, 1, 2], [266, 257]]
+    rows = await asyncio.gather(*[remote_lm.next_token_logprobs(c) for c in contexts])
+    for row, context in zip(rows, contexts, strict=True):
+        assert np.array_equal(row, lm.row(context))
+    with pytest.raises(ContextTooLong):
+        await remote_lm.next_token_logprobs([266] * 300)
+
+
+@pytest.mark.parametrize("text", [b"", b"the ant", b"the ant and the other ants are all the same"])
+async def test_states_over_it_are_local_ones(
+    remote_lm: RemoteTokenLM, lm: Any, text: bytes
+) -> None:
+    params = BeamParams(K=5, prune_threshold=0.01)
+    remote = await (await ByteBeamState.initial(remote_lm, params)).prefill(text)
+    # How the model tokenizes is not known here, so all of it is walked.
+    local = await (await ByteBeamState.initial(lm, params)).prefill(text, mode="exact")
+    assert np.array_equal((await remote.logp_next()).ps, (await local.logp_next()).ps)
+
+
+async def test_with_the_vocabulary_at_hand_they_are_prefilled_fast(url: str, lm: Any) -> None:
+    remote_lm = RemoteTokenLM(url, vocab=lm.vocab)
+    params = BeamParams(K=5, prune_threshold=0.01)
+    text = b"the ant and the other ants are all the same"
+    remote = await (await ByteBeamState.initial(remote_lm, params)).prefill(text)
+    local = await (await ByteBeamState.initial(lm, params)).prefill(text)
+    assert np.array_equal((await remote.logp_next()).ps, (await local.logp_next()).ps)
+    await remote_lm.aclose()
+
+
+def test_another_vocabulary_is_refused(url: str, toys: dict[str, StubLM]) -> None:
+    with pytest.raises(InputError, match="not that of the server"):
+        RemoteTokenLM(url, vocab=toys["one"].vocab)
+
+
+async def test_a_cancelled_evaluation_leaves_the_others(remote_lm: RemoteTokenLM, lm: Any) -> None:
+    first, second = (
+        asyncio.ensure_future(remote_lm.next_token_logprobs([266, i])) for i in range(2)
+    )
+    await asyncio.sleep(0)
+    first.cancel()
+    assert np.array_equal(await second, lm.row([266, 1]))
+
+
+async def test_an_evaluation_that_fails_is_an_error_for_each() -> None:
+    with pytest.raises(CannotConnect):
+        RemoteTokenLM("http://127.0.0.1:9", retries=0)

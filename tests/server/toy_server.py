@@ -1,0 +1,26 @@
+"""A real server process over a StubLM with a toy vocabulary, small enough for brute force; run with
+the port and the vocabulary's name as its arguments."""
+
+import sys
+
+import uvicorn
+
+from bytelm.settings import ServerSettings
+from bytelm.testing import StubLM
+from bytelm.vocab import ByteVocab
+from bytelm_server.app import create_app
+
+VOCABULARIES = {
+    "one": [b"", b"", b"a", b"b", b"c", b"ab", b"abc", b"ca", b"bca", b"ab"],
+    "other": [b"", b"", b"c", b"b", b"a", b"bc", b"cab", b"bb"],
+}
+
+
+def toy(name: str) -> StubLM:
+    vocab = ByteVocab.from_bytes(VOCABULARIES[name], bos_token_id=0, eos_token_ids=[1])
+    return StubLM(vocab, seed=len(name), max_context_tokens=30)
+
+
+if __name__ == "__main__":
+    app = create_app(toy(sys.argv[2]), ServerSettings(keys_file=None, max_K=None))
+    uvicorn.run(app, port=int(sys.argv[1]), log_level="warning")
