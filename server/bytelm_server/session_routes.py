@@ -160,7 +160,7 @@ async def get(
     session_id: str,
     candidates: Annotated[bool, Query(description="With the beam's candidates.")] = False,
 ) -> JsonResponse:
-    """What a session is."""
+    """What a session is: where it stands, and until when it is kept."""
     call = bodies.GetCall(candidates=candidates)
     return JsonResponse(await work.result(calls.get(session_id, call)))
 
