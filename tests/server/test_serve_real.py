@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import itertools
+import json
 import os
 import re
 import shlex
@@ -31,6 +32,7 @@ from bytelm_client import (
 )
 
 ALL_GONE_SECONDS = 10.0
+README = Path(__file__).parents[2] / "README.md"
 
 
 @dataclass
@@ -131,6 +133,33 @@ def test_what_it_says_to_type_next_works_as_pasted(served: Served) -> None:
     (line,) = re.findall(r"^ *(curl .*)$", served.said, re.M)
     done = subprocess.run([*shlex.split(line), "-s"], capture_output=True, text=True, timeout=120)
     assert '"text":"doctor away."' in done.stdout
+
+
+def test_the_readmes_examples_answer_as_it_says(served: Served) -> None:
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", README.read_text(), re.M | re.S)
+    (curl,) = [text for _, text in blocks if text.startswith("$ curl")]
+    command, answer = re.fullmatch(r"\$ (.*?'\n)(.*)", curl, re.S).groups()  # type: ignore[union-attr]
+    command = command.replace("\\\n", " ").replace("http://127.0.0.1:8000", served.url)
+    done = subprocess.run(shlex.split(command), capture_output=True, text=True, timeout=120)
+    have, want = json.loads(done.stdout), json.loads(answer)
+    assert have["results"] == want["results"]
+    assert have["usage"].keys() == want["usage"].keys()
+
+    python = [("Client()" in text, after) for (_, text), (_, after) in itertools.pairwise(blocks)]
+    (said,) = [after for is_client, after in python if is_client]
+    (program,) = [text for _, text in blocks if "Client()" in text]
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | {"BYTELM_URL": served.url},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    for have_word, want_word in zip(done.stdout.split(), said.split(), strict=True):
+        if re.fullmatch(r"-\d+\.\d+", want_word):
+            assert float(have_word) == pytest.approx(float(want_word), abs=0.01)
+        else:
+            assert have_word == want_word
 
 
 def test_the_default_model_knows_its_proverb(served: Served) -> None:
