@@ -101,7 +101,8 @@ class Report:
         self.model = model
         self.measured = measured
         repetitions = [one for figures in measured.values() for one in figures]
-        self.minutes = sum(one.get("measured_seconds", one["seconds"]) for one in repetitions) / 60
+        seconds = [float(one.get("measured_seconds", one["seconds"])) for one in repetitions]
+        self.minutes = sum(seconds) / 60
         self._by_key = {case.key: (case, figures) for case, figures in measured.items()}
 
     def median(self, key: str, figure: Callable[[Figures], float]) -> float | None:
