@@ -101,7 +101,7 @@ class Report:
         self.model = model
         self.measured = measured
         repetitions = [one for figures in measured.values() for one in figures]
-        seconds = [float(one.get("measured_seconds", one["seconds"])) for one in repetitions]
+        seconds = [one.get("measured_seconds") or one["seconds"] for one in repetitions]
         self.minutes = sum(seconds) / 60
         self._by_key = {case.key: (case, figures) for case, figures in measured.items()}
 
