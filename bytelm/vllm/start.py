@@ -69,6 +69,8 @@ def start(model: str, settings: EngineSettings, given_up: threading.Event) -> St
         EngineStartError: with the reason in one line.
     """
     owner = Owner(pid=os.getpid(), started=start_time(os.getpid()))
+    # vLLM sets this itself, but only after its first warnings.
+    logging.getLogger("vllm").setLevel(settings.log_level)
     try:
         with settings.exported(owner):
             device = _device_for(model, settings, given_up)

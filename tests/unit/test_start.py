@@ -41,6 +41,21 @@ async def test_a_model_path_that_does_not_exist_is_refused(tmp_path):
         await VllmEngine.start(tmp_path / "nowhere", EngineSettings())
 
 
+def test_vllm_logs_no_more_than_it_should_from_its_first_import_on():
+    program = (
+        "import logging, threading\n"
+        "from bytelm.settings import EngineSettings\n"
+        "from bytelm.vllm.start import EngineStartError, start\n"
+        "try:\n"
+        "    start('/no/model', EngineSettings(log_level='ERROR'), threading.Event())\n"
+        "except EngineStartError:\n"
+        "    logging.getLogger('vllm.early').warning('noise')\n"
+        "    logging.getLogger('vllm.early').error('failure')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stderr.splitlines() == ["failure"]
+
+
 def test_a_start_that_was_given_up_begins_no_further_step(tmp_path):
     given_up = threading.Event()
     given_up.set()
