@@ -72,6 +72,17 @@ def resolve(
     return _from_hub(name, progress)
 
 
+def prepared(cache_dir: Path | None = None) -> Path | None:
+    """The default model's folder, if it is on this machine already."""
+    target = _default_folder(cache_dir or Paths().cache_dir)
+    return target if _is_whole(target) else None
+
+
+def _default_folder(cache_dir: Path) -> Path:
+    version = DEFAULT_REQUIREMENT.partition("==")[2]
+    return cache_dir.absolute() / "models" / f"{DEFAULT_NAME}-{version}"
+
+
 def _from_hub(name: str, progress: Progress) -> Path:
     try:
         from huggingface_hub import snapshot_download
@@ -97,9 +108,8 @@ def _from_hub(name: str, progress: Progress) -> Path:
 
 
 def _default_model(cache_dir: Path, progress: Progress) -> Path:
-    version = DEFAULT_REQUIREMENT.partition("==")[2]
-    models = cache_dir.absolute() / "models"
-    target = models / f"{DEFAULT_NAME}-{version}"
+    target = _default_folder(cache_dir)
+    models = target.parent
     try:
         if _is_whole(target):
             return target

@@ -13,9 +13,14 @@ from typing import Annotated
 
 import typer
 
+from bytelm_client.cli.bench import bench
+from bytelm_client.cli.checks import doctor
 from bytelm_client.cli.generate import greedy, sample
 from bytelm_client.cli.keys import keys
+from bytelm_client.cli.look import compare, next_bytes
+from bytelm_client.cli.score import score
 from bytelm_client.cli.serve import serve
+from bytelm_client.cli.sessions import sessions
 
 app = typer.Typer(
     help="Byte-level language models out of token-level ones.",
@@ -27,6 +32,10 @@ app = typer.Typer(
 )
 for command in (serve, greedy, sample):
     app.command()(command)
+app.command("next")(next_bytes)
+for command in (score, compare, bench, doctor):
+    app.command()(command)
+app.add_typer(sessions, name="sessions")
 app.add_typer(keys, name="keys")
 
 

@@ -80,6 +80,15 @@ def beam_options(width: str | None, threshold: float | None, exact: bool = False
     return {**options, "prefill": "exact"} if exact else options
 
 
+def shown(data: bytes) -> str:
+    """Bytes as one line of readable text: spaces and new lines made visible, the rest escaped."""
+    text = data.decode(errors="backslashreplace")
+    return "".join(
+        "␣" if c == " " else "⏎" if c == "\n" else c if c.isprintable() else repr(c)[1:-1]
+        for c in text
+    )
+
+
 def write(data: bytes) -> None:
     """Bytes to stdout, at once."""
     sys.stdout.buffer.write(data)
