@@ -83,6 +83,10 @@ test-engine: $(INSTALLED_DEV) setup  ## Run the tests on a real engine
 test-server: $(INSTALLED_DEV) setup  ## Run the tests on real server processes
 	@.venv/bin/python -m pytest tests/server
 
+.PHONY: faults
+faults: $(INSTALLED_DEV) setup  ## Kill servers, engines and clients under load, again and again
+	@.venv/bin/python -m pytest tests/faults
+
 .PHONY: bench-host
 bench-host: $(INSTALLED_DEV) setup  ## Measure the byte layer without a model, and genlm-bytes beside it
 	@.venv/bin/python -m tests.benchmarks.bench_host $(if $(MODEL),--model "$(MODEL)") \

@@ -61,6 +61,7 @@ class SteeredLM(StubLM):
         self.delay = 0.0
         self.is_alive = True
         self.broken = False
+        self.fingerprint: str | None = None
         self.chat_template = ChatTemplate(render)
 
     async def next_token_logprobs(self, token_ids: Sequence[int]):
@@ -106,6 +107,8 @@ def main() -> None:
     lm = MeteredLM() if "--metered" in sys.argv else SteeredLM()
     if "--no-template" in sys.argv:
         lm.chat_template = ChatTemplate(None)
+    if "--other" in sys.argv:
+        lm.fingerprint = "another model"
     start = asyncio.Event()
 
     @asynccontextmanager

@@ -79,11 +79,14 @@ def _lives(process: psutil.Process) -> bool:
         return False
 
 
-def start(folder: Path) -> Served:
+def start(folder: Path, *arguments: str) -> Served:
+    """``bytelm serve`` with what it writes in ``folder``."""
+    arguments = arguments or ("--port", "0")
+    store = str(folder / "sessions.sqlite")
     errors = folder / "stderr"
     with errors.open("w") as stderr:
         process = subprocess.Popen(
-            [sys.executable, "-m", "bytelm_client", "serve", "--port", "0"],
+            [sys.executable, "-m", "bytelm_client", "serve", "--session-store", store, *arguments],
             stdout=subprocess.PIPE,
             stderr=stderr,
             text=True,

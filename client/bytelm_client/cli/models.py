@@ -134,6 +134,7 @@ async def served_here(lm: "AsyncTokenLM") -> "AsyncIterator[AsyncClient]":
         max_walked_bytes=UNLIMITED,
         max_row_values=UNLIMITED,
         call_seconds=DAY,
+        session_store="memory",
     )
     with (
         tempfile.TemporaryDirectory(prefix="bytelm-") as folder,
