@@ -83,6 +83,14 @@ test-engine: $(INSTALLED_DEV) setup  ## Run the tests on a real engine
 test-server: $(INSTALLED_DEV) setup  ## Run the tests on real server processes
 	@.venv/bin/python -m pytest tests/server
 
+.PHONY: test-scale
+test-scale: $(INSTALLED_DEV) setup  ## Run what takes several servers: Redis, two engines
+	@command -v redis-server >/dev/null ||
+	{ [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && echo "==> installing redis-server" &&
+	  apt-get install -qq -y redis-server >/dev/null; } ||
+	{ echo "error: these tests need redis-server: sudo apt-get install redis-server" >&2; exit 1; }
+	.venv/bin/python -m pytest tests/scale
+
 .PHONY: faults
 faults: $(INSTALLED_DEV) setup  ## Kill servers, engines and clients under load, again and again
 	@.venv/bin/python -m pytest tests/faults

@@ -148,7 +148,8 @@ class ServerSettings(BaseSettings):
     session_store: str = Field(
         "sqlite",
         description="Where sessions are kept: memory (they end with the server), sqlite (a file "
-        "for each port in the user's state directory), or the path of such a file.",
+        "for each port in the user's state directory), the path of such a file, or the URL of a "
+        "Redis (redis://…), which several servers can share.",
     )
     session_fsync: bool = Field(
         False,

@@ -49,14 +49,15 @@ class StubProcess:
 class RealProcess:
     """``bytelm serve`` on the default model, with its sessions in a file."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *arguments: str) -> None:
         self.folder = folder
+        self.arguments = arguments
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.served: Served | None = None
 
     def start(self) -> None:
-        self.served = start(self.folder, "--port", str(self.port))
+        self.served = start(self.folder, "--port", str(self.port), *self.arguments)
         self.served.wait_until_ready()
 
     def end(self) -> None:

@@ -364,7 +364,10 @@ class SessionCalls:
                 reply = _reply(name, time.time() + record.ttl, request, answer)
                 held.forget()
                 with contextlib.suppress(Changed):
-                    await finished(self.store.delete(session_id, record.version, reply))
+                    try:
+                        await finished(self.store.delete(session_id, record.version, reply))
+                    except Full:
+                        await finished(self.store.delete(session_id, record.version, None))
                     return answer
         raise _too_busy()
 
@@ -443,7 +446,7 @@ class SessionCalls:
             # Written only where it matters: most calls follow each other at once.
             if now + record.ttl - record.expires_at > min(record.ttl / 20, 60.0):
                 held.record = replace(record, expires_at=now + record.ttl)
-                await self.store.touch(held.record)
+                await self._touch(held.record)
             try:
                 yield held
             except (CallError, InputError, EngineError, asyncio.CancelledError, GeneratorExit):
@@ -482,7 +485,12 @@ class SessionCalls:
         held.record = replace(
             record, meta=orjson.dumps(held.meta), expires_at=time.time() + record.ttl
         )
-        await self.store.touch(held.record)
+        await self._touch(held.record)
+
+    async def _touch(self, record: Record) -> None:
+        """Keep what may be lost without harm, where there is room."""
+        with contextlib.suppress(Full):
+            await self.store.touch(record)
 
     async def _change(
         self,

@@ -17,6 +17,10 @@ def store_of(settings: ServerSettings) -> SessionStore:
     name = settings.session_store
     if name == "memory":
         return MemoryStore(settings.max_sessions)
+    if name.startswith(("redis://", "rediss://", "unix://")):
+        from bytelm_server.stores.redis import RedisStore
+
+        return RedisStore(name, settings.max_sessions)
     if name != "sqlite":
         return _sqlite(Path(name).expanduser(), settings)
     folder = Paths().state_dir
