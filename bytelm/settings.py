@@ -233,6 +233,9 @@ class EngineSettings(BaseSettings):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "ERROR", description="How much vLLM logs."
     )
+    vllm_metrics: bool = Field(
+        False, description="Let vLLM count for Prometheus, too: its metrics are in /metrics then."
+    )
 
     @contextlib.contextmanager
     def exported(self, owner: "Owner") -> Iterator[None]:

@@ -119,7 +119,7 @@ def _start(model: str, settings: EngineSettings, device: str, given_up: threadin
         config.additional_config = slots.address
         before = set(engine_cores())
         with _main_module_hidden():
-            llm = _async_llm().from_vllm_config(config, disable_log_stats=True)
+            llm = _async_llm().from_vllm_config(config, disable_log_stats=not settings.vllm_metrics)
         cores = [psutil.Process(core.pid) for core in engine_cores() if core not in before]
     except BaseException:
         slots.close()
@@ -229,7 +229,7 @@ def _config(model: str, settings: EngineSettings, device: str) -> VllmConfig:
         "gpu_memory_utilization": settings.gpu_memory_utilization,
         "enable_prefix_caching": True,
         "use_tqdm_on_load": settings.log_level in ("DEBUG", "INFO"),
-        "disable_log_stats": True,
+        "disable_log_stats": not settings.vllm_metrics,
     }
     block_size = settings.block_size or (CPU_BLOCK_SIZE if cpu else None)
     if block_size is not None:

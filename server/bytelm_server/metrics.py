@@ -4,6 +4,7 @@ Counting costs a few additions for each request; what the engine did is read whe
 already, when somebody asks. Must not know how calls are answered.
 """
 
+import asyncio
 from collections.abc import Iterator
 from typing import Any
 
@@ -90,6 +91,9 @@ class _OfBackend(Collector):
             status.add_metric([possible], float(backend.status == possible))
         yield status
         admission = backend.admission
+        yield GaugeMetricFamily(
+            "bytelm_tasks", "Tasks of the event loop.", value=len(asyncio.all_tasks())
+        )
         yield GaugeMetricFamily(
             "bytelm_calls_running", "Calls that have their turn.", value=admission.running.total()
         )

@@ -150,8 +150,20 @@ def test_the_server_and_its_process_are_shown(watched: httpx.Client) -> None:
     statuses = {name: found[f"bytelm_status|{name}"] for name in ("starting", "ready", "dead")}
     assert statuses == {"starting": 0, "ready": 1, "dead": 0}
     assert found["bytelm_requests_in_progress"] == 1
+    assert found["bytelm_tasks"] > 1
+    assert found["bytelm_sessions"] == 0
     assert (found["bytelm_calls_running"], found["bytelm_calls_waiting"]) == (0, 0)
     assert found["process_resident_memory_bytes"] > 1e6
+
+
+def test_sessions_are_counted(watched: httpx.Client) -> None:
+    before = samples(watched)["bytelm_sessions"]
+    made = [watched.post("/v1/sessions", json={}).json()["id"] for _ in range(3)]
+    assert samples(watched)["bytelm_sessions"] == before + 3
+    assert samples(watched)["bytelm_sessions_in_memory"] >= 3
+    for session in made:
+        watched.delete(f"/v1/sessions/{session}")
+    assert samples(watched)["bytelm_sessions"] == before
 
 
 def test_metrics_need_a_key_unless_they_are_public(

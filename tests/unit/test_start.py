@@ -172,3 +172,22 @@ def test_spawned_processes_do_not_import_the_main_module(tmp_path):
     )
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == ["main", "child", "None True"]
+
+
+@pytest.mark.parametrize("wanted", [False, True])
+def test_vllm_counts_only_if_that_is_wanted(monkeypatch, wanted):
+    import vllm
+
+    given = []
+
+    class Arguments:
+        def __init__(self, **arguments):
+            given.append(arguments["disable_log_stats"])
+
+        def create_engine_config(self):
+            return SimpleNamespace(model_config=SimpleNamespace(max_model_len=10))
+
+    monkeypatch.setattr(vllm, "AsyncEngineArgs", Arguments)
+    settings = EngineSettings(vllm_metrics=wanted, tails=False, kv_cache_memory_bytes=1)
+    start._config("model", settings, "cpu")
+    assert given == [not wanted]
