@@ -182,10 +182,11 @@ class ChatTemplate:
         self._renderer = renderer
 
     @classmethod
-    def from_pretrained(cls, path: str | Path) -> Self:
+    def from_pretrained(cls, path: str | Path, *, trust_remote_code: bool = False) -> Self:
         """The template of a model in Hugging Face layout: a directory, or a name on the hub.
 
-        A model without one is an error only when it is rendered. Needs transformers.
+        A model without one is an error only when it is rendered. Needs transformers. With
+        ``trust_remote_code``, code that comes with the model may run.
 
         Raises:
             UnknownModel: when there is no tokenizer.
@@ -195,7 +196,9 @@ class ChatTemplate:
         from transformers import AutoTokenizer
 
         try:
-            tokenizer = AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
+            tokenizer = AutoTokenizer.from_pretrained(
+                str(path), trust_remote_code=trust_remote_code
+            )
         except (OSError, ValueError) as error:
             raise UnknownModel(f"no tokenizer can be loaded from {str(path)!r}: {error}") from error
         return cls.from_tokenizer(tokenizer)

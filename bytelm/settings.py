@@ -233,6 +233,10 @@ class EngineSettings(BaseSettings):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "ERROR", description="How much vLLM logs."
     )
+    trust_remote_code: bool = Field(
+        False,
+        description="Run code that comes with a model; only where you trust whoever made it.",
+    )
     vllm_metrics: bool = Field(
         False, description="Let vLLM count for Prometheus, too: its metrics are in /metrics then."
     )

@@ -155,13 +155,19 @@ class ByteVocab:
         )
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, *, vocab_size: int | None = None) -> Self:
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        *,
+        vocab_size: int | None = None,
+        trust_remote_code: bool = False,
+    ) -> Self:
         """The vocabulary of a model in Hugging Face layout: a directory, or a name on the hub.
 
         EOS are the tokenizer's and generation_config.json's together; `vocab_size` is read from
         config.json when not given. A directory with nothing but a tekken.json or SentencePiece
         model for a tokenizer is read from that. Needs transformers. UnknownModel when there is
-        no tokenizer.
+        no tokenizer. With `trust_remote_code`, code that comes with the model may run.
         """
         from transformers import AutoTokenizer
         from transformers.utils import cached_file
@@ -176,7 +182,7 @@ class ByteVocab:
             tokenizer = (
                 families.load(file)
                 if file
-                else AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
+                else AutoTokenizer.from_pretrained(str(path), trust_remote_code=trust_remote_code)
             )
             config, generation = settings("config.json"), settings("generation_config.json")
         except (OSError, ValueError) as error:

@@ -109,8 +109,9 @@ def _start(model: str, settings: EngineSettings, device: str, given_up: threadin
     _go_on(given_up)
     config = _config(model, settings, device)
     width = config.model_config.get_vocab_size()
-    vocab = ByteVocab.from_pretrained(model, vocab_size=width)
-    template = ChatTemplate.from_pretrained(model)
+    trust = settings.trust_remote_code
+    vocab = ByteVocab.from_pretrained(model, vocab_size=width, trust_remote_code=trust)
+    template = ChatTemplate.from_pretrained(model, trust_remote_code=trust)
     _go_on(given_up)
     sweep()
     slots = _slots(settings.slots or 2 * settings.max_num_seqs, width)
@@ -222,6 +223,7 @@ def _config(model: str, settings: EngineSettings, device: str) -> VllmConfig:
     cpu = device == "cpu"
     arguments: dict[str, Any] = {
         "model": model,
+        "trust_remote_code": settings.trust_remote_code,
         "dtype": settings.dtype or ("float32" if cpu else "auto"),
         "max_model_len": settings.max_model_len,
         "max_num_seqs": settings.max_num_seqs,

@@ -175,19 +175,21 @@ def test_spawned_processes_do_not_import_the_main_module(tmp_path):
 
 
 @pytest.mark.parametrize("wanted", [False, True])
-def test_vllm_counts_only_if_that_is_wanted(monkeypatch, wanted):
+def test_vllm_counts_and_runs_a_models_code_only_if_that_is_wanted(monkeypatch, wanted):
     import vllm
 
     given = []
 
     class Arguments:
         def __init__(self, **arguments):
-            given.append(arguments["disable_log_stats"])
+            given.append((arguments["disable_log_stats"], arguments["trust_remote_code"]))
 
         def create_engine_config(self):
             return SimpleNamespace(model_config=SimpleNamespace(max_model_len=10))
 
     monkeypatch.setattr(vllm, "AsyncEngineArgs", Arguments)
-    settings = EngineSettings(vllm_metrics=wanted, tails=False, kv_cache_memory_bytes=1)
+    settings = EngineSettings(
+        vllm_metrics=wanted, trust_remote_code=wanted, tails=False, kv_cache_memory_bytes=1
+    )
     start._config("model", settings, "cpu")
-    assert given == [not wanted]
+    assert given == [(not wanted, wanted)]

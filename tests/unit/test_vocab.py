@@ -1,13 +1,17 @@
 """ByteVocab by itself: toy vocabularies, longest match, the literal reading, fingerprints."""
 
 import dataclasses
+import json
+import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from bytelm.canonical import CanonicalEncoder, Span
-from bytelm.errors import VocabError
+from bytelm.context import ChatTemplate
+from bytelm.errors import UnknownModel, VocabError
 from bytelm.vocab import ByteVocab
 
 vocabularies = st.lists(st.text("abc", max_size=3).map(str.encode), min_size=1, max_size=8)
@@ -153,3 +157,23 @@ def test_invalid_bytes_are_spelled_around_valid_text(invalid):
     encoder = CanonicalEncoder(tuple(tokens), Upper(tokens))
     spelled = [byte - 125 for byte in invalid]
     assert encoder.encode(b"ab" + bytes(invalid) + b"ab") == [0, 1, *spelled, 0, 1]
+
+
+@pytest.mark.parametrize("trusted", [False, True])
+def test_code_that_comes_with_a_model_runs_only_where_it_is_trusted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trusted: bool
+) -> None:
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "hf"))
+    model, proof = tmp_path / "model", tmp_path / "it ran"
+    model.mkdir()
+    (model / "custom.py").write_text(f"open({str(proof)!r}, 'w').close()\nclass Mine: pass\n")
+    (model / "config.json").write_text('{"model_type": "custom"}')
+    names = {"tokenizer_class": "Mine", "auto_map": {"AutoTokenizer": ["custom.Mine", None]}}
+    (model / "tokenizer_config.json").write_text(json.dumps(names))
+    for read in (ByteVocab.from_pretrained, ChatTemplate.from_pretrained):
+        proof.unlink(missing_ok=True)
+        with pytest.raises((UnknownModel, AttributeError)):
+            read(model, trust_remote_code=trusted)
+        assert proof.exists() == trusted
+        for module in [m for m in sys.modules if m.startswith("transformers_modules")]:
+            del sys.modules[module]
