@@ -124,6 +124,9 @@ class ServerSettings(BaseSettings):
         1 << 20, ge=1, description="The longest context, in bytes; the model's limit applies too."
     )
     max_body_bytes: int = Field(16 << 20, ge=1, description="The largest request body, in bytes.")
+    body_seconds: float = Field(
+        60.0, gt=0, description="How long a request body may take to arrive; then 408."
+    )
     concurrency: int = Field(
         128, ge=1, description="Texts of one call that are worked on at a time; the others wait."
     )

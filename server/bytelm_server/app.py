@@ -89,7 +89,7 @@ def create_app(lm: AsyncTokenLM | OpenLM, settings: ServerSettings | None = None
     errors.install(app)
     app.add_exception_handler(ClientGone, _nobody_reads)
     # The last one comes first.
-    app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
+    app.add_middleware(BodyLimit, limit=settings.max_body_bytes, seconds=settings.body_seconds)
     app.add_middleware(Doors, keys=keys, settings=settings)
     if origins := listed(settings.cors_origins):
         app.add_middleware(

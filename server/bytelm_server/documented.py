@@ -69,6 +69,12 @@ FAILURES: Responses = {
         "steps",
     ),
     **DOORS,
+    408: _error(
+        "The body comes too slowly.",
+        "invalid_request",
+        "request_timeout",
+        "the body did not come within 60 seconds",
+    ),
     413: _error(
         "The body is too large.",
         "invalid_request",

@@ -12,6 +12,7 @@ type                      status  codes
 ``invalid_request``       400     ``invalid_json``, ``missing_field``, ``unknown_field``,
                                   ``not_supported``, ``invalid_value``, ``limit_exceeded``,
                                   ``context_too_long``, ``no_continuation``
+``invalid_request``       408     ``request_timeout``
 ``invalid_request``       413     ``body_too_large``
 ``invalid_request``       415     ``unsupported_media_type``
 ``not_found``             404     ``not_found``, ``session_not_found``

@@ -3,6 +3,7 @@
 orjson refuses what is no JSON (NaN, lone surrogates) and writes −inf as null, as the API wants.
 """
 
+import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -48,24 +49,40 @@ class JsonRoute(APIRoute):
 
 
 class BodyLimit:
-    """ASGI middleware that refuses bodies of more than ``limit`` bytes, announced or streamed."""
+    """ASGI middleware that refuses bodies that are too large or come too slowly.
 
-    def __init__(self, app: ASGIApp, limit: int) -> None:
+    Args:
+        app: where calls go.
+        limit: the most bytes of a body, announced or streamed.
+        seconds: how long a body may take.
+    """
+
+    def __init__(self, app: ASGIApp, limit: int, seconds: float) -> None:
         self.app = app
         self.limit = limit
+        self.seconds = seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the call on, counting what it reads."""
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
         seen = 0
+        deadline: float | None = asyncio.get_running_loop().time() + self.seconds
 
         async def counted() -> Message:
-            nonlocal seen
-            message = await receive()
+            nonlocal seen, deadline
+            try:
+                async with asyncio.timeout_at(deadline):
+                    message = await receive()
+            except TimeoutError:
+                raise HTTPException(
+                    408, f"the body did not come within {self.seconds:g} seconds"
+                ) from None
+            if not message.get("more_body"):
+                deadline = None  # what comes now is that the client leaves
             seen += len(message.get("body", b""))
             if seen > self.limit:
                 raise HTTPException(413, f"the body has more than {self.limit} bytes")
             return message
 
-        if scope["type"] != "http":
-            return await self.app(scope, receive, send)
         return await self.app(scope, counted, send)

@@ -103,27 +103,51 @@ def test_a_new_key_opens_and_a_revoked_one_does_not(
     assert code_of(locked.get("/v1/models", headers=bearer(secret))) == (401, "unknown_key")
 
 
-@pytest.mark.parametrize("path", ["/v1/greedy", "/v1/sample", "/v1/next_bytes", "/v1/score"])
+@pytest.mark.parametrize(
+    ("path", "more"),
+    [
+        ("/v1/next_bytes", {}),
+        ("/v1/greedy", {"steps": 3}),
+        ("/v1/greedy", {"steps": 3, "stream": True}),
+        ("/v1/sample", {"steps": 3}),
+        ("/v1/sample", {"steps": 3, "method": "byte"}),
+        ("/v1/score", {"continuations": ["a"]}),
+        ("/v1/sessions", {}),
+    ],
+)
 def test_each_key_has_its_own_cache(
-    start_stub: Callable[..., str], key_file: KeyFile, secret: str, path: str
+    locked: httpx.Client, key_file: KeyFile, path: str, more: dict[str, Any]
 ) -> None:
-    url = start_stub("--metered", "--set", f"keys_file={key_file.path}")
-    carol, other = key_file.create("Carol")
-    body: dict[str, Any] = {"context": "hello"}
-    match path:
-        case "/v1/greedy" | "/v1/sample":
-            body["steps"] = 3
-        case "/v1/score":
-            body["continuations"] = ["a"]
-    seen = []
-    for one in (secret, other):
-        with httpx.Client(base_url=url, headers=bearer(one)) as client:
-            assert client.post(path, json=body).status_code == 200
-            seen.append(set(client.get("/test/salts").json()))
-    own = seen[1] - seen[0]
-    assert len(own) == 1
-    assert own == {carol.id}
-    key_file.revoke(carol.id)
+    key, secret = key_file.create("Carol")
+    before = set(locked.get("/test/salts", headers=bearer(secret)).json())
+    answer = locked.post(path, json={"context": "hello", **more}, headers=bearer(secret))
+    assert answer.status_code == 200
+    after = set(locked.get("/test/salts", headers=bearer(secret)).json())
+    assert after - before == {key.id}
+    key_file.revoke(key.id)
+
+
+def test_keys_do_not_see_each_others_sessions(locked: httpx.Client, key_file: KeyFile) -> None:
+    secrets = [key_file.create(name)[1] for name in ("Dan", "Eve")]
+    made = locked.post("/v1/sessions", json={}, headers=bearer(secrets[0])).json()
+    path = f"/v1/sessions/{made['id']}"
+    assert locked.get(path, headers=bearer(secrets[0])).status_code == 200
+    stranger = bearer(secrets[1])
+    assert locked.get(path, headers=stranger).status_code == 404
+    assert locked.delete(path, headers=stranger).status_code == 404
+    for call, body in [
+        ("advance", {"bytes": "a"}),
+        ("prefill", {"bytes": "a"}),
+        ("fork", {}),
+        ("greedy", {"steps": 1}),
+        ("greedy", {"steps": 1, "stream": True}),
+        ("sample", {"steps": 1}),
+    ]:
+        answer = locked.post(f"{path}/{call}", json=body, headers=stranger)
+        assert answer.status_code == 404, call
+    assert locked.get(f"{path}/next", headers=stranger).status_code == 404
+    assert locked.get("/v1/sessions", headers=stranger).json()["data"] == []
+    assert locked.get(path, headers=bearer(secrets[0])).json()["version"] == made["version"]
 
 
 def test_keys_share_a_cache_where_that_is_wanted(

@@ -111,3 +111,18 @@ async def test_what_is_wrong_costs_no_turn(hasty: httpx.AsyncClient) -> None:
     assert answer.status_code == 400
     assert not running.done()
     await running
+
+
+async def test_a_body_that_does_not_come_is_not_waited_for(start_stub: Callable[..., str]) -> None:
+    url = httpx.URL(start_stub("--set", "body_seconds=0.5"))
+    reader, writer = await asyncio.open_connection(url.host, url.port)
+    head = "POST /v1/greedy HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    writer.write(f'{head}Content-Length: 100\r\n\r\n{{"context"'.encode())
+    async with asyncio.timeout(30):
+        assert b" 408 " in await reader.readline()
+        assert b'"request_timeout"' in await reader.readuntil(b"}}")
+    writer.close()
+    async with httpx.AsyncClient(base_url=url, timeout=60) as http:
+        await http.post("/test/delay", params={"value": 0.1})
+        # Work may take longer than its body.
+        assert (await http.post("/v1/greedy", json={**BODY, "steps": 12})).status_code == 200
