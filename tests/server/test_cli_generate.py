@@ -9,11 +9,13 @@ import signal
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import httpx
 import pytest
 
-from bytelm_client import Client, messages
+from bytelm_client import Client, NotAllowed, messages
+from bytelm_server.keys import KeyFile
 from tests.server.commands import bytelm, command, one_line, output
 
 
@@ -175,3 +177,18 @@ def test_a_reader_that_leaves_is_no_error(start_stub: Callable[..., str]) -> Non
         assert process.wait(60) == 141
         reading.join()
     assert errors == [b""]
+
+
+def test_a_server_with_keys(start_stub: Callable[..., str], tmp_path: Path) -> None:
+    keys = KeyFile(tmp_path / "keys.json")
+    _, secret = keys.create("Alice")
+    url = start_stub("--set", f"keys_file={keys.path}")
+    made = output("greedy", "hello", "--steps", "3", "--url", url, BYTELM_API_KEY=secret)
+    assert len(made) == 3
+    assert output("greedy", "hello", "--steps", "3", "--url", url, "--api-key", secret) == made
+    assert "key" in one_line(bytelm("greedy", "hello", "--url", url), 2)
+    wrong = one_line(bytelm("greedy", "hello", "--url", url, "--api-key", "wrong"), 2)
+    assert "key" in wrong
+    with pytest.raises(NotAllowed) as caught:
+        Client(url, api_key="wrong").greedy("hello", 3)
+    assert (caught.value.status, caught.value.code) == (401, "unknown_key")
