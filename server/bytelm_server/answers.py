@@ -155,6 +155,8 @@ class Limits(TypedDict):
     results: int
     steps: int
     total_steps: int
+    walked_bytes: int
+    row_values: int
     body_bytes: int
     K: int | None
 

@@ -59,7 +59,7 @@ def create_app(lm: AsyncTokenLM | OpenLM, settings: ServerSettings | None = None
         KeyFileError: when the file of API keys cannot be read.
 
     The application's ``state.backend`` is its ``Backend``, ``state.sessions`` its ``Sessions``,
-    ``state.metrics`` its ``Metrics``.
+    ``state.metrics`` its ``Metrics``, ``state.keys`` its ``Keys``.
     """
     settings = settings or ServerSettings()
     ready = isinstance(lm, AsyncTokenLM)
@@ -80,7 +80,7 @@ def create_app(lm: AsyncTokenLM | OpenLM, settings: ServerSettings | None = None
     app.state.backend = backend
     app.state.sessions = sessions
     app.state.metrics = Metrics(backend)
-    keys = Keys(settings.keys_file)
+    keys = app.state.keys = Keys(settings.keys_file)
     app.include_router(public)
     # For /docs: that calls come with a key. It is the doors that look for it.
     needs_key = [Security(_BEARER)] if keys.required else []

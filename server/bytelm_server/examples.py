@@ -244,6 +244,8 @@ MODELS_ANSWER = answer(
                     "results": 1024,
                     "steps": 4096,
                     "total_steps": 1048576,
+                    "walked_bytes": 8192,
+                    "row_values": 1048576,
                     "body_bytes": 16777216,
                     "K": 64,
                 },

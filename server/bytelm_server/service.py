@@ -102,6 +102,8 @@ class ByteService:
                 results=s.max_results,
                 steps=s.max_steps,
                 total_steps=s.max_total_steps,
+                walked_bytes=s.max_walked_bytes,
+                row_values=s.max_row_values,
                 body_bytes=s.max_body_bytes,
                 K=s.max_K,
             ),

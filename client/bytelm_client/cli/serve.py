@@ -67,10 +67,10 @@ def serve(
 
         def on_ready(service: "ByteService") -> None:
             progress.done()
-            print(_ready(name, url), flush=True)
+            print(_ready(name, url, len(app.state.keys)), flush=True)
 
+        app = create_app(open_lm, server_settings)
         try:
-            app = create_app(open_lm, server_settings)
             code = serve_until_signal(app, server_settings, sock, on_ready)
         finally:
             progress.done()
@@ -87,12 +87,14 @@ def _short_name(model: str) -> str:
     return path.resolve().name if path.is_dir() else model
 
 
-def _ready(model: str, url: str) -> str:
+def _ready(model: str, url: str, keys: int) -> str:
+    to = f"{url}, for {keys} API key{'s' * (keys != 1)}" if keys else url
+    header = '-H "Authorization: Bearer $BYTELM_API_KEY" ' if keys else ""
     return f"""\
-Serving {model} at {url}
+Serving {model} at {to}
 
 Try it in another terminal:
-  curl {url}/v1/greedy -H 'content-type: application/json' \
+  curl {url}/v1/greedy {header}-H 'content-type: application/json' \
 -d '{{"context": "An apple a day keeps the ", "steps": 12}}'
 
 All calls, to try in a browser: {url}/docs
