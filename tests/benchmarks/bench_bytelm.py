@@ -47,12 +47,13 @@ class BytelmSide:
             return await self._rounds(prompts, case.steps)
         if case.call == "leaks":
             contexts = [[*vocab.initial_context, *vocab.encode(prompt)] for prompt in prompts]
+            tasks = leaks.standing(self.engine)
             began = time.perf_counter()
             worked = await leaks.work(self.engine, contexts, case.steps)
             return (
                 worked
                 | {"bytes": 0, "seconds": time.perf_counter() - began}
-                | {"left": await leaks.left(self.engine)}
+                | {"left": await leaks.left(self.engine, tasks)}
             )
         # What ends a text early would make the sessions' work uneven: nothing does, on any side.
         params = BeamParams(case.K, case.threshold, eos_byte_strings=())

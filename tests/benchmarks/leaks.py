@@ -50,10 +50,19 @@ async def work(
     return {"evaluations": engine.stats.evaluations - before, "given_up": given_up}
 
 
-async def left(engine: VllmEngine) -> dict[str, int]:
+def standing(engine: VllmEngine) -> int:
+    """How many tasks an idle engine has."""
+    return len(engine._tasks)
+
+
+async def left(engine: VllmEngine, tasks: int) -> dict[str, int]:
     """What was not given back, though nothing is running and there was time for it to end.
 
     Clears the cache.
+
+    Args:
+        engine: did the work.
+        tasks: how many it had before.
     """
     for _ in range(100):
         stats = engine.stats
@@ -61,8 +70,7 @@ async def left(engine: VllmEngine) -> dict[str, int]:
             "slots": stats.slots - stats.slots_free,
             "evaluations": stats.in_flight,
             "requests": engine._llm.get_num_unfinished_requests(),
-            # All but the one that looks for the engine's death.
-            "tasks": len(engine._tasks) - 1,
+            "tasks": standing(engine) - tasks,
         }
         if not any(found.values()):
             break
