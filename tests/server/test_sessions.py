@@ -398,6 +398,26 @@ def test_sessions_are_listed_page_by_page(create, http: httpx.Client) -> None:
     assert one == http.get(f"/v1/sessions/{one['id']}").json()
 
 
+@pytest.mark.parametrize("store", ["memory", "sqlite"])
+def test_a_full_store_takes_no_more_sessions(start_stub, tmp_path, store) -> None:
+    name = "memory" if store == "memory" else str(tmp_path / "sessions.sqlite")
+    url = start_stub("--set", f"session_store={name}", "--set", "max_sessions=2")
+    with httpx.Client(base_url=url, timeout=60) as http:
+        made = [http.post("/v1/sessions", json={"ttl": ttl}).json() for ttl in (60, 0.2)]
+        answer = http.post("/v1/sessions", json={})
+        assert code_of(answer, 507) == "store_full"
+        assert answer.json()["error"]["type"] == "insufficient_storage"
+        path = f"/v1/sessions/{made[0]['id']}"
+        assert code_of(http.post(f"{path}/fork", json={}), 507) == "store_full"
+        # Those that there are go on; what expired makes room.
+        assert http.post(f"{path}/advance", json={"bytes": "a"}).status_code == 200
+        time.sleep(0.2)
+        assert http.post(f"{path}/fork", json={}).status_code == 200
+        assert code_of(http.post("/v1/sessions", json={}), 507) == "store_full"
+        http.delete(path)
+        assert http.post("/v1/sessions", json={}).status_code == 200
+
+
 # Versions and retries.
 
 
