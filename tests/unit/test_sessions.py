@@ -17,8 +17,9 @@ from bytelm.vocab import ByteVocab
 from bytelm_server.callers import Caller
 from bytelm_server.service import ByteService
 from bytelm_server.sessions import bodies
+from bytelm_server.sessions.calls import SessionCalls
 from bytelm_server.sessions.failures import NoSuchSession, StoreFull, VersionConflict
-from bytelm_server.sessions.service import SessionCalls, Sessions
+from bytelm_server.sessions.service import Sessions
 from bytelm_server.stores import Full, Record
 from bytelm_server.stores.memory import MemoryStore
 

@@ -1,0 +1,466 @@
+"""The calls of sessions, as one caller makes them.
+
+Must not know HTTP, nor how a state gets into the place of another.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from bytelm.draws import Draw
+from bytelm.errors import ContextTooLong, EmptyBeam, InputError
+from bytelm.settings import ServerSettings
+from bytelm.token_lm import StatefulTokenizedLM
+from bytelm_server.callers import Caller
+from bytelm_server.counting import CountingLM, counting
+from bytelm_server.errors import (
+    CallError,
+    ErrorDetail,
+    FieldError,
+    LimitExceeded,
+    NoContinuation,
+    detail_of,
+    item_detail,
+)
+from bytelm_server.requests import Generation
+from bytelm_server.service import ByteService, concurrently, usage_of
+from bytelm_server.sessions import answers, bodies
+from bytelm_server.sessions.continuations import (
+    TextEvents,
+    answer_of,
+    collected,
+    count_of,
+    draw_of,
+)
+from bytelm_server.sessions.failures import VersionConflict
+from bytelm_server.sessions.held import Held, HeldSessions
+from bytelm_server.sessions.moves import (
+    ATTEMPTS,
+    Moves,
+    check_version,
+    finished,
+    new_id,
+    session_as_answer,
+    session_of,
+    too_busy,
+)
+from bytelm_server.sessions.replies import Answer, digest, refuse_used_key, reply_name, reply_of
+from bytelm_server.sessions.states import (
+    ByteState,
+    SessionState,
+    TokenState,
+    check_fits,
+    text_length,
+)
+from bytelm_server.stores import Changed, Full, SessionStore
+from bytelm_server.streams import Channel, Events
+
+MOST_LISTED = 1000
+"""Sessions on one page."""
+
+
+class SessionCalls:
+    """The calls of one caller; they raise what ``failures`` has, and what all calls raise.
+
+    Args:
+        store: has all sessions.
+        held: those in memory.
+        settings: limits and defaults.
+        service: has the model.
+        caller: who calls; nobody else's sessions are reached.
+    """
+
+    def __init__(
+        self,
+        store: SessionStore,
+        held: HeldSessions,
+        settings: ServerSettings,
+        service: ByteService,
+        caller: Caller,
+    ) -> None:
+        self.store = store
+        self.settings = settings
+        self.service = service
+        self.caller = caller
+        self.moves = Moves(store, held, service, caller)
+
+    # One session.
+
+    async def create(self, call: bodies.CreateCall, key: str | None = None) -> Answer:
+        """A new session after a context."""
+        name, request = reply_name(self.caller.key_id, "create", key), digest("create", call)
+        if known := await self.moves.replied(name, request):
+            return known
+        ttl = self._ttl(call.ttl)
+        state, lm = await self._begun(call)
+        return await self.moves.keep(state, lm, ttl, name, request)
+
+    async def page(self, after: str, limit: int) -> answers.Page:
+        """The caller's sessions, oldest first."""
+        limit = min(limit, MOST_LISTED)
+        records = await self.store.page(self.caller.key_id, after, limit + 1, time.time())
+        listed = [
+            session_as_answer(record, orjson.loads(record.meta)) for record in records[:limit]
+        ]
+        following = records[limit - 1].id if len(records) > limit else None
+        return answers.Page(data=listed, next=following)
+
+    async def get(self, session_id: str, call: bodies.GetCall) -> Answer:
+        """What a session is."""
+        async with self.moves.hold(session_id) as held:
+            answer: Answer = dict(session_of(held))
+            if call.candidates:
+                state, lm = await self.moves.state(held)
+                answer["candidates"] = state.candidates()
+                await self.moves.looked(held, lm)
+            return answer
+
+    async def fork(self, session_id: str, call: bodies.ForkCall, key: str | None = None) -> Answer:
+        """A second session at the same state, or moved on from it."""
+        name, request = reply_name(self.caller.key_id, session_id, key), digest("fork", call)
+        async with self.moves.hold(session_id) as held:
+            assert held.record is not None
+            if known := await self.moves.replied(name, request):
+                return known
+            refuse_used_key(held.record.reply, key)
+            check_version(held.record, call.if_version)
+            ttl = held.record.ttl if call.ttl is None else self._ttl(call.ttl)
+            if call.advance is None:
+                child = replace(
+                    held.record,
+                    id=new_id(),
+                    version=1,
+                    ttl=ttl,
+                    expires_at=time.time() + ttl,
+                    reply=None,
+                )
+                answer = {
+                    **session_as_answer(child, held.meta),
+                    "usage": usage_of(counting(self.service.lm), 0, 0),
+                }
+                return await self.moves.created(child, answer, name, request)
+            state, lm = await self.moves.state(held)
+            before = held.meta["n_calls"]
+        # What follows concerns the new session alone.
+        state = await self._advanced(state, call.advance, "advance.")
+        used = lm.usage.evaluations
+        bytes_in = text_length(call.advance)
+        return await self.moves.keep(
+            state, lm, ttl, name, request, n_calls=before + used, bytes_in=bytes_in
+        )
+
+    async def advance(
+        self, session_id: str, call: bodies.AdvanceCall, key: str | None = None
+    ) -> Answer:
+        """Move a session on, step by step."""
+
+        async def work(state: SessionState, lm: CountingLM) -> tuple[SessionState, Answer]:
+            after = await self._advanced(state, call)
+            return after, {"usage": usage_of(lm, text_length(call), 0)}
+
+        return await self.moves.change(session_id, "advance", call, key, work, flat=True)
+
+    async def prefill(
+        self, session_id: str, call: bodies.PrefillCall, key: str | None = None
+    ) -> Answer:
+        """Move a session on by a long text."""
+
+        async def work(state: SessionState, lm: CountingLM) -> tuple[SessionState, Answer]:
+            with _naming(call):
+                self._check_length(state, call, call.prefill == "exact")
+                after = await state.prefilled(call, call.prefill)
+            return after, {"usage": usage_of(lm, text_length(call), 0)}
+
+        return await self.moves.change(session_id, "prefill", call, key, work, flat=True)
+
+    async def next(self, session_id: str, call: bodies.NextCall) -> Answer:
+        """The distribution over what comes next."""
+        if call.top is not None:
+            self.service.limits.check_rows(1, call.top)
+        async with self.moves.hold(session_id) as held:
+            state, lm = await self.moves.state(held)
+            result = await state.next(call.top, call.prune)
+            await self.moves.looked(held, lm)
+            usage = usage_of(lm, 0, 0)
+            return {"results": [result], "usage": usage, "session": session_of(held)}
+
+    async def row(self, session_id: str) -> NDArray[np.float32]:
+        """A token session's whole distribution, float32 ``[vocab.size]``."""
+        async with self.moves.hold(session_id) as held:
+            state, lm = await self.moves.state(held)
+            if not isinstance(state, TokenState):
+                raise FieldError("only token sessions give rows of bytes: ask for JSON", "accept")
+            row = await state.row()
+            await self.moves.looked(held, lm)
+            return row
+
+    async def generate(
+        self,
+        session_id: str,
+        call: bodies.SessionGreedyCall | bodies.SessionSampleCall,
+        key: str | None = None,
+    ) -> Answer:
+        """The most probable continuation, or drawn ones; the session moves on behind it."""
+        draw = draw_of(call, self.service)
+
+        async def work(state: SessionState, lm: CountingLM) -> tuple[SessionState, Answer]:
+            grown = await collected(state.grown(call, None if draw is None else draw.spawn(0, 0)))
+            return grown.state, answer_of([grown], lm, drawn=draw is not None)
+
+        name = "greedy" if draw is None else "sample"
+        if call.advance:
+            return await self.moves.change(session_id, name, call, key, work)
+        async with self.moves.hold(session_id) as held:
+            assert held.record is not None
+            check_version(held.record, call.if_version)
+            state, lm = await self.moves.state(held)
+            if draw is None or count_of(call) == 1:
+                _, answer = await work(state, lm)
+            else:
+                texts = await concurrently(
+                    collected(state.grown(call, draw.spawn(0, n))) for n in range(count_of(call))
+                )
+                answer = answer_of(texts, lm, drawn=True)
+            await self.moves.looked(held, lm)
+            return {**answer, "session": session_of(held)}
+
+    async def events(
+        self, session_id: str, call: bodies.SessionGreedyCall | bodies.SessionSampleCall
+    ) -> Events:
+        """The same as it comes: ``answers.SessionEvent``; a version is stored before it is told."""
+        draw = draw_of(call, self.service)
+        async with self.moves.hold(session_id) as held:
+            assert held.record is not None
+            check_version(held.record, call.if_version)
+            state, lm = await self.moves.state(held)
+            if call.advance:
+                told = self._moving(held, state, lm, call, draw)
+            else:
+                told = self._staying(state, lm, call, draw)
+            async with aclosing(told):
+                async for event in told:
+                    yield event
+            if not call.advance:
+                await self.moves.looked(held, lm)
+
+    async def _moving(
+        self,
+        held: Held,
+        state: SessionState,
+        lm: CountingLM,
+        call: Generation,
+        draw: Draw | None,
+    ) -> AsyncGenerator[Answer, None]:
+        """The events of a continuation that the session follows."""
+        text, told, counted = TextEvents(0), 0, 0
+        grown = state.grown(call, None if draw is None else draw.spawn(0, 0))
+        async with aclosing(grown) as pieces:  # type: ignore[type-var]
+            async for piece in pieces:
+                told += len(piece.data)
+                event = text.event(piece)
+                if piece.finish_reason is not None:
+                    event["usage"] = usage_of(lm, 0, told)
+                used, counted = lm.usage.evaluations - counted, lm.usage.evaluations
+                try:
+                    await self.moves.commit(held, piece.state, used, lambda session: {}, None)
+                except Changed:
+                    held.forget()
+                    raise VersionConflict(
+                        "another server changed the session: go on from its version"
+                    ) from None
+                event["version"] = held.record.version if held.record else 0
+                yield event
+
+    async def _staying(
+        self, state: SessionState, lm: CountingLM, call: Generation, draw: Draw | None
+    ) -> AsyncGenerator[Answer, None]:
+        """The events of continuations that the session does not follow."""
+        channel, left, told = Channel(), count_of(call), 0
+
+        async def one(n: int) -> None:
+            nonlocal left, told
+            text = TextEvents(n)
+            async for piece in state.grown(call, None if draw is None else draw.spawn(0, n)):
+                told += len(piece.data)
+                event = text.event(piece)
+                if piece.finish_reason is not None:
+                    left -= 1
+                    if not left:
+                        event["usage"] = usage_of(lm, 0, told)
+                await channel.put(event)
+
+        async def all_of_them() -> None:
+            await concurrently(one(n) for n in range(count_of(call)))
+
+        async with aclosing(channel.of(all_of_them())) as events:
+            async for event in events:
+                yield dict(event)
+
+    async def delete(
+        self, session_id: str, call: bodies.DeleteCall, key: str | None = None
+    ) -> Answer:
+        """End a session."""
+        name, request = reply_name(self.caller.key_id, session_id, key), digest("delete", call)
+        if known := await self.moves.replied(name, request):
+            return known
+        answer: Answer = dict(answers.Ended(id=session_id, deleted=True))
+        for _ in range(ATTEMPTS):
+            async with self.moves.hold(session_id) as held:
+                record = held.record
+                assert record is not None
+                refuse_used_key(record.reply, key)
+                check_version(record, call.if_version)
+                reply = reply_of(name, time.time() + record.ttl, request, answer)
+                held.forget()
+                with contextlib.suppress(Changed):
+                    try:
+                        await finished(self.store.delete(session_id, record.version, reply))
+                    except Full:
+                        await finished(self.store.delete(session_id, record.version, None))
+                    return answer
+        raise too_busy()
+
+    # Many sessions.
+
+    async def batch(self, call: bodies.BatchCall) -> answers.Batch:
+        """An answer for each call; one that fails has its error there, the others go on."""
+        if len(call.calls) > self.settings.max_contexts:
+            most = self.settings.max_contexts
+            raise LimitExceeded(
+                f"one batch takes at most {most} calls, not {len(call.calls)}", "calls"
+            )
+        turn = asyncio.Semaphore(self.settings.concurrency)
+
+        async def one(item: bodies.BatchItem | ValidationError, index: int) -> Answer:
+            place = f"calls[{index}]"
+            try:
+                if isinstance(item, ValidationError):
+                    raise item
+                place += ".body"
+                body = bodies.CALLS[item.call].model_validate_json(orjson.dumps(item.body))
+                async with turn:
+                    return await self._one_of_many(item, body)
+            except ValidationError as error:
+                return {"index": index, "error": item_detail(error, place)}
+            except (CallError, InputError) as error:
+                return {"index": index, "error": _in_batch(detail_of(error, None), index)}
+
+        items = enumerate(call.calls)
+        return answers.Batch(results=await concurrently(one(item, index) for index, item in items))
+
+    async def _one_of_many(self, item: bodies.BatchItem, body: Any) -> Answer:
+        key = item.idempotency_key
+        match item.call:
+            case "get":
+                return await self.get(item.id, body)
+            case "fork":
+                return await self.fork(item.id, body, key)
+            case "advance":
+                return await self.advance(item.id, body, key)
+            case "prefill":
+                return await self.prefill(item.id, body, key)
+            case "next":
+                return await self.next(item.id, body)
+            case "delete":
+                return await self.delete(item.id, body, key)
+            case _:
+                if body.stream:
+                    raise FieldError("calls of a batch have no streams", "stream")
+                return await self.generate(item.id, body, key)
+
+    # What calls ask for.
+
+    async def _begun(self, call: bodies.CreateCall) -> tuple[SessionState, CountingLM]:
+        given = call.context or bodies.SessionContext(text="")
+        vocab = self.service.lm.vocab
+        if call.kind == "byte":
+            beam, lm, length = await self.service.begun(
+                call, given, call.max_context_length, self.caller.cache_salt
+            )
+            return ByteState(beam, call.prefill, length), lm
+        lm = counting(self.service.lm, self.caller.cache_salt)
+        if given.tokens is not None:
+            for i, token in enumerate(given.tokens):
+                if token >= vocab.size:
+                    raise FieldError(
+                        f"token {token} is not in 0..{vocab.size - 1}", f"context.tokens[{i}]"
+                    )
+            tokens = list(given.tokens)
+        else:
+            context = await given.context(vocab, self.service.chat_template, "context")
+            await self.service.limits.check_context(context, vocab, lm.max_context_tokens)
+            tokens = await asyncio.to_thread(context.tokens, vocab)
+        most = call.max_context_length
+        state = StatefulTokenizedLM(lm, tokens if most is None else tokens[-most:], 0, most)
+        check_fits(state)
+        return TokenState(state, len(tokens)), lm
+
+    async def _advanced(self, state: SessionState, by: bodies.Step, at: str = "") -> SessionState:
+        with _naming(by, at):
+            self._check_length(state, by, walked=True)
+            return await state.advanced(by)
+
+    def _check_length(self, state: SessionState, by: bodies.Input, walked: bool) -> None:
+        added, most = text_length(by), self.settings.max_context_bytes
+        if added + state.context_bytes > most:
+            raise LimitExceeded(
+                f"a context can have at most {most} bytes here, this one would have "
+                f"{added + state.context_bytes}",
+                _field(by),
+            )
+        if walked and state.kind == "byte":
+            self.service.limits.check_walk(added)
+
+    def _ttl(self, wanted: float | None) -> float:
+        most = self.settings.max_session_ttl
+        if wanted is not None and wanted > most:
+            raise LimitExceeded(f"ttl can be at most {most:g} here, not {wanted:g}", "ttl")
+        return min(self.settings.session_ttl, most) if wanted is None else wanted
+
+
+def _in_batch(detail: ErrorDetail, index: int) -> ErrorDetail:
+    """The detail of one call's error, naming the field in the batch."""
+    match detail["param"]:
+        case None:
+            place = ""
+        case "id":
+            place = ".id"
+        case "Idempotency-Key":
+            place = ".idempotency_key"
+        case field:
+            place = f".body.{field}"
+    return ErrorDetail(
+        type=detail["type"],
+        message=detail["message"],
+        param=f"calls[{index}]{place}",
+        code=detail["code"],
+    )
+
+
+def _field(by: bodies.Input) -> str:
+    return next(name for name in ("bytes", "tokens", "segments") if getattr(by, name) is not None)
+
+
+@contextlib.contextmanager
+def _naming(by: bodies.Input, at: str = "") -> Any:
+    """Errors about what was given name the field that it was given in."""
+    try:
+        yield
+    except FieldError as error:
+        error.param = f"{at}{error.param or _field(by)}"
+        raise
+    except ContextTooLong:
+        raise
+    except EmptyBeam as error:
+        raise NoContinuation(str(error), at + _field(by)) from error
+    except InputError as error:
+        raise FieldError(str(error), at + _field(by)) from error

@@ -1,0 +1,92 @@
+"""Continuations of a session's state as answers and as events.
+
+Must not know how a session moves.
+"""
+
+from collections.abc import AsyncIterator
+
+from bytelm.draws import Draw
+from bytelm.errors import MethodError
+from bytelm.token_sampling import by_tokens
+from bytelm_server.answers import bytes_out
+from bytelm_server.counting import CountingLM
+from bytelm_server.errors import FieldError
+from bytelm_server.requests import Drawing, Generation
+from bytelm_server.service import ByteService, usage_of
+from bytelm_server.sessions.replies import Answer
+from bytelm_server.sessions.states import Grown
+from bytelm_server.streams import Text
+
+
+def count_of(call: Generation) -> int:
+    """How many texts a call wants."""
+    return call.n if isinstance(call, Drawing) else 1
+
+
+def draw_of(call: Generation, service: ByteService) -> Draw | None:
+    """How to draw, checked; None for what is not drawn."""
+    service.limits.check_generation(1, count_of(call), call.steps)
+    if not isinstance(call, Drawing):
+        return None
+    draw = Draw(call.temperature, call.top_k, call.top_p, call.min_p, call.seed)
+    try:
+        by_tokens(
+            call.method,
+            service.lm,
+            draw,
+            valid_utf8=call.valid_utf8,
+            logprobs=call.logprobs,
+        )
+    except MethodError as error:
+        raise FieldError(str(error), error.option) from error
+    return draw
+
+
+def answer_of(texts: list[Grown], lm: CountingLM, *, drawn: bool) -> Answer:
+    """Whole continuations as results, and what they took."""
+    results = []
+    for n, text in enumerate(texts):
+        result: Answer = {"index": 0, "sample": n} if drawn else {}
+        result["bytes"] = bytes_out(text.data)
+        if text.state.kind == "token":
+            result["tokens"] = list(text.tokens)
+        result["logprob"], result["finish_reason"] = text.logprob, text.finish_reason
+        results.append(result)
+    made = sum(len(text.data) for text in texts)
+    return {"results": results, "usage": usage_of(lm, 0, made)}
+
+
+async def collected(pieces: AsyncIterator[Grown]) -> Grown:
+    """All pieces of a continuation as one."""
+    data, tokens, logprob = bytearray(), list[int](), 0.0
+    async for piece in pieces:
+        data += piece.data
+        tokens += piece.tokens
+        logprob += piece.logprob or 0.0
+    total = None if piece.logprob is None else logprob
+    return piece._replace(data=bytes(data), tokens=tuple(tokens), logprob=total)
+
+
+class TextEvents:
+    """One continuation as events."""
+
+    def __init__(self, sample: int) -> None:
+        self._sample = sample
+        self._text = Text()
+        self._logprob = 0.0
+
+    def event(self, piece: Grown) -> Answer:
+        """The next piece."""
+        last = piece.finish_reason is not None
+        self._logprob += piece.logprob or 0.0
+        event: Answer = {
+            "index": 0,
+            "sample": self._sample,
+            "bytes": self._text.out(piece.data, last=last),
+        }
+        if piece.state.kind == "token":
+            event["tokens"] = list(piece.tokens)
+        if last:
+            event["logprob"] = None if piece.logprob is None else self._logprob
+            event["finish_reason"] = piece.finish_reason
+        return event
