@@ -2,6 +2,7 @@
 
 import base64
 import os
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import cycle
@@ -127,6 +128,17 @@ def test_a_retry_at_the_other_server_answers_as_before(https: list[httpx.Client]
     fork = post(one, f"{path}/fork", key="f")
     assert post(other, f"{path}/fork", key="f") == fork
     assert other.get(path).json()["version"] == 2
+
+
+def test_a_session_lives_as_long_as_it_is_used_anywhere(https: list[httpx.Client]) -> None:
+    one, other = https
+    path = f"/v1/sessions/{post(one, '/v1/sessions', ttl=1.0)['id']}"
+    for _ in range(8):
+        time.sleep(0.3)
+        assert other.get(path).status_code == 200
+    assert one.get(path).status_code == 200
+    time.sleep(1.1)
+    assert [http.get(path).status_code for http in https] == [410, 410]
 
 
 def test_sessions_of_a_killed_server_go_on_at_the_other(
