@@ -549,6 +549,23 @@ def test_a_client_that_goes_away_changes_nothing(create, http: httpx.Client, url
         http.post("/test/delay", params={"value": 0})
 
 
+def test_a_call_that_takes_too_long_changes_nothing(start_stub) -> None:
+    url = start_stub("--set", "call_seconds=0.5")
+    with httpx.Client(base_url=url, timeout=60) as http:
+        path = f"/v1/sessions/{http.post('/v1/sessions', json={'context': 'hello'}).json()['id']}"
+        http.post("/test/delay", params={"value": 0.1})
+        answer = http.post(f"{path}/advance", json={"bytes": "qwertyuiopasdfgh"})
+        assert code_of(answer, 504) == "deadline_passed"
+        assert (http.get(path).json()["version"], http.get(path).json()["length"]) == (1, 5)
+        # A stream stands where it was told last.
+        with http.stream("POST", f"{path}/greedy", json={"steps": 60, "stream": True}) as stream:
+            events = events_of(stream.read().decode())
+        assert events[-1]["error"]["code"] == "deadline_passed"
+        versions = [event["version"] for event in events[:-1]]
+        assert versions
+        assert http.get(path).json()["version"] in (versions[-1], versions[-1] + 1)
+
+
 def test_calls_on_one_session_run_one_after_another(create) -> None:
     """All of them happen, each on the state that the one before it left."""
     session = create(context="")
@@ -847,3 +864,22 @@ def test_what_cannot_follow_has_a_code_of_its_own(create) -> None:
         assert code_of(answer, 400) == "no_continuation"
         assert answer.json()["error"]["param"].endswith("bytes")
     assert session.get()["version"] == 1
+
+
+# The documentation.
+
+
+def test_every_call_has_examples_that_work(create, http: httpx.Client) -> None:
+    paths = http.get("/openapi.json").json()["paths"]
+    for path, calls in paths.items():
+        if not path.startswith(("/v1/sessions", "/v1/token_logprobs")) or "post" not in calls:
+            continue
+        call = calls["post"]
+        content = call["requestBody"]["content"]["application/json"]
+        for name, example in content["examples"].items():
+            session_id = create(context="hello").info["id"]
+            answer = http.post(path.format(session_id=session_id), json=example["value"])
+            assert answer.status_code == 200, (path, name, answer.text)
+        assert "example" in call["responses"]["200"]["content"]["application/json"], path
+        for status in ("4XX", "503", "504"):
+            assert status in call["responses"], path
