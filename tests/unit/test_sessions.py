@@ -1,15 +1,19 @@
 """What sessions keep in memory, and what a call that breaks off leaves behind."""
 
 import asyncio
+import base64
 import gc
 import itertools
 import random
 import tracemalloc
+from contextlib import aclosing
 from typing import Any
 
 import numpy as np
 import pytest
 
+from bytelm.beam import BeamParams
+from bytelm.context import Context, begin
 from bytelm.errors import EngineDead
 from bytelm.settings import ServerSettings
 from bytelm.testing import StubLM
@@ -305,3 +309,49 @@ async def test_a_rebuilt_session_costs_one_evaluation_for_each_candidate() -> No
     got = await served.calls.get(session_id, bodies.GetCall(candidates=True))
     under_way = [c for c in got["candidates"] if c["partial"]["base64"]]
     assert served.lm.evaluations - evaluations == len(under_way) > 1
+
+
+@pytest.mark.parametrize("method", ["token", "byte"])
+@pytest.mark.parametrize("in_memory", [True, False])
+async def test_a_stream_that_is_left_leaves_the_state_of_the_bytes_that_were_told(
+    served: Served, method: Any, in_memory: bool
+) -> None:
+    """Drawn by tokens or by bytes; read again from the store or not."""
+    session_id = await served.create(context="ab")
+    call = bodies.SessionSampleCall(steps=30, seed=3, method=method, stream=True)
+    told, versions = b"", []
+    async with aclosing(served.calls.events(session_id, call)) as events:
+        async for event in events:
+            told += base64.b64decode(event["bytes"]["base64"])
+            versions.append(event["version"])
+            if len(versions) == 4:
+                break
+    assert versions == [2, 3, 4, 5]
+    info = await served.calls.get(session_id, bodies.GetCall())
+    assert (info["version"], info["length"]) == (5, 2 + len(told))
+    if not in_memory:
+        served.sessions.held.idle_seconds = 0
+        served.sessions.held.drop_idle()
+    params = BeamParams(K=5, prune_threshold=0.01)
+    state = await begin(served.lm, params, Context.of(b"ab"))
+    if method == "token":
+        state = await state.prefill(told)
+    else:
+        for b in told:
+            state = await (state.prune() << b)
+    result = await served.next(session_id)
+    assert np.array_equal(result["logprobs"], (await state.logp_next()).ps[:256])
+    # The session can be used again at once, and goes on from there.
+    assert (await served.advance(session_id, "a"))["version"] == 6
+
+
+async def test_a_stream_has_its_session_to_itself(served: Served) -> None:
+    session_id = await served.create(context="ab")
+    call = bodies.SessionGreedyCall(steps=9, stream=True)
+    async with aclosing(served.calls.events(session_id, call)) as events:
+        await anext(events)
+        waiting = asyncio.create_task(served.advance(session_id, "a"))
+        await asyncio.sleep(0.01)
+        assert not waiting.done()
+        await anext(events)
+    assert (await waiting)["version"] == 4
