@@ -136,6 +136,12 @@ class ServerSettings(BaseSettings):
     max_waiting_calls: int = Field(
         1024, ge=0, description="Calls that may wait for their turn; more are refused with 429."
     )
+    shared_places: int = Field(
+        128,
+        ge=1,
+        description="Evaluations and generations at a time, where several keys want them at once: "
+        "each gets as many; not with `share_cache`.",
+    )
     call_seconds: float = Field(
         600.0, gt=0, description="How long a call may take, waiting included; then 504."
     )

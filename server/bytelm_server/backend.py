@@ -150,7 +150,7 @@ class Backend:
             began = time.monotonic()
             try:
                 async with self._open_lm() as lm:
-                    made = ByteService(lm, self.settings)
+                    made = ByteService(lm, self.settings, self.admission.running)
                     await made.warm_up()
                     self._now = made
                     if not first.done():

@@ -5,12 +5,14 @@ Must not know bytes, nor what the call is.
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import AsyncExitStack, aclosing
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bytelm.token_lm import AsyncTokenLM, Chunk, GeneratingTokenLM, MeteredTokenLM, Usage
 from bytelm.vocab import ByteVocab
+from bytelm_server.shares import Shares
 
 
 class CountingLM:
@@ -19,15 +21,19 @@ class CountingLM:
     Args:
         lm: the other.
         cache_salt: the call shares cached work only with calls of the same salt.
+        shares: whom the model's places are shared with: others with another salt.
 
     Attributes:
         usage: what the call took so far.
         knows_tokens: whether ``usage`` counts tokens, too.
     """
 
-    def __init__(self, lm: AsyncTokenLM, cache_salt: str | None = None) -> None:
+    def __init__(
+        self, lm: AsyncTokenLM, cache_salt: str | None = None, shares: Shares | None = None
+    ) -> None:
         self.lm = lm
         self.cache_salt = cache_salt
+        self.shares = shares
         self.vocab: ByteVocab = lm.vocab
         self.max_context_tokens: int | None = lm.max_context_tokens
         self.usage = Usage()
@@ -37,6 +43,12 @@ class CountingLM:
         """The other's answer."""
         # A model that answers without waiting must not keep other calls from their turn.
         await asyncio.sleep(0)
+        if self.shares is None or self.cache_salt is None:
+            return await self._evaluate(token_ids)
+        async with self.shares.place(self.cache_salt):
+            return await self._evaluate(token_ids)
+
+    async def _evaluate(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
         if isinstance(self.lm, MeteredTokenLM):
             return await self.lm.evaluate(token_ids, self.usage, cache_salt=self.cache_salt)
         self.usage.evaluations += 1
@@ -48,7 +60,7 @@ class CountingGeneratingLM(CountingLM):
 
     lm: GeneratingTokenLM
 
-    def generate(
+    async def generate(
         self,
         token_ids: Sequence[int],
         max_tokens: int,
@@ -61,7 +73,7 @@ class CountingGeneratingLM(CountingLM):
         cache_salt: str | None = None,
     ) -> AsyncGenerator[Chunk, None]:
         """The other's tokens."""
-        return self.lm.generate(
+        chunks = self.lm.generate(
             token_ids,
             max_tokens,
             temperature=temperature,
@@ -71,9 +83,17 @@ class CountingGeneratingLM(CountingLM):
             usage=self.usage if usage is None else usage,
             cache_salt=self.cache_salt if cache_salt is None else cache_salt,
         )
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(aclosing(chunks))
+            if self.shares is not None and self.cache_salt is not None:
+                await stack.enter_async_context(self.shares.place(self.cache_salt))
+            async for chunk in chunks:
+                yield chunk
 
 
-def counting(lm: AsyncTokenLM, cache_salt: str | None = None) -> CountingLM:
+def counting(
+    lm: AsyncTokenLM, cache_salt: str | None = None, shares: Shares | None = None
+) -> CountingLM:
     """``lm`` as one call uses it; it generates if ``lm`` does."""
     kind = CountingGeneratingLM if isinstance(lm, GeneratingTokenLM) else CountingLM
-    return kind(lm, cache_salt)
+    return kind(lm, cache_salt, shares)

@@ -4,7 +4,7 @@ Must not know HTTP; a route hands in a checked body and gets the answer's body b
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -30,6 +30,7 @@ from bytelm_server.contexts import BytesIn, ContextIn
 from bytelm_server.counting import CountingLM, counting
 from bytelm_server.errors import FieldError, item_detail
 from bytelm_server.limits import Limits
+from bytelm_server.shares import Shares
 from bytelm_server.streams import Channel, Events, Text
 from bytelm_server.vocabulary import VocabBody
 
@@ -67,12 +68,19 @@ class ByteService:
     Args:
         lm: the token LM; its ``chat_template``, if it has one, renders messages.
         settings: limits and defaults.
+        callers: who has calls now, by cache salt, and how many.
     """
 
-    def __init__(self, lm: AsyncTokenLM, settings: ServerSettings) -> None:
+    def __init__(
+        self,
+        lm: AsyncTokenLM,
+        settings: ServerSettings,
+        callers: Mapping[str, int] | None = None,
+    ) -> None:
         self.lm = lm
         self.settings = settings
         self.limits = Limits(settings)
+        self.shares = Shares(settings.shared_places, callers)
         self.chat_template: ChatTemplate = getattr(lm, "chat_template", None) or ChatTemplate(None)
         self._vocab: asyncio.Task[VocabBody] | None = None
 
@@ -305,7 +313,7 @@ class _Run:
     def __init__(
         self, service: ByteService, params: BeamParams, prefill: str, cache_salt: str | None
     ) -> None:
-        self.lm = counting(service.lm, cache_salt)
+        self.lm = counting(service.lm, cache_salt, service.shares)
         self.turn = asyncio.Semaphore(service.settings.concurrency)
         self.bytes_in = 0
         self._told: _Told | None = None

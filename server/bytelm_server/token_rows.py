@@ -41,7 +41,7 @@ class TokenRows:
     """
 
     def __init__(self, service: ByteService, cache_salt: str | None) -> None:
-        self.lm: CountingLM = counting(service.lm, cache_salt)
+        self.lm: CountingLM = counting(service.lm, cache_salt, service.shares)
         self._service = service
 
     async def rows(self, contexts: Sequence[Sequence[int]]) -> list[NDArray[np.float32]]:

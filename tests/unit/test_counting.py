@@ -1,5 +1,6 @@
 """What a call took of a token LM that many share."""
 
+import asyncio
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,6 +10,7 @@ from bytelm.testing import StubLM
 from bytelm.token_lm import GeneratingTokenLM, Usage
 from bytelm.vocab import ByteVocab
 from bytelm_server.counting import CountingLM, counting
+from bytelm_server.shares import Shares
 
 VOCAB = ByteVocab.from_bytes([b"a", b"b", b""], eos_token_ids=[2])
 
@@ -95,3 +97,30 @@ async def test_all_that_a_call_asks_for_has_its_salt() -> None:
     assert isinstance(generating, GeneratingTokenLM)
     assert len([chunk async for chunk in generating.generate([0], 2)]) == 2
     assert lm.salts == ("a", None, "b")
+
+
+async def test_a_callers_many_evaluations_do_not_keep_anothers_one_waiting() -> None:
+    class SlowLM(MeteredLM):
+        """One that answers one at a time, in the order of asking."""
+
+        turn = asyncio.Lock()
+
+        async def evaluate(self, token_ids, usage, *, cache_salt=None):
+            async with self.turn:
+                await asyncio.sleep(0)
+                self.salts += (cache_salt,)
+                return self.row(token_ids)
+
+    lm, shares = SlowLM(VOCAB), Shares(4, {"a": 100, "b": 1})
+    many, other = counting(lm, "a", shares), counting(lm, "b", shares)
+
+    async def walk(one: CountingLM, length: int) -> None:
+        for _ in range(length):
+            await one.next_token_logprobs([0])
+
+    crowd = [asyncio.create_task(walk(many, 3)) for _ in range(100)]
+    await asyncio.sleep(0)
+    await walk(other, 10)
+    assert lm.salts.count("a") <= 10 * 4
+    await asyncio.gather(*crowd)
+    assert lm.salts.count("a") == 300

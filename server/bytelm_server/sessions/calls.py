@@ -387,7 +387,7 @@ class SessionCalls:
                 call, given, call.max_context_length, self.caller.cache_salt
             )
             return ByteState(beam, call.prefill, length), lm
-        lm = counting(self.service.lm, self.caller.cache_salt)
+        lm = counting(self.service.lm, self.caller.cache_salt, self.service.shares)
         if given.tokens is not None:
             for i, token in enumerate(given.tokens):
                 if token >= vocab.size:

@@ -101,7 +101,7 @@ class Moves:
             raise OtherModel(
                 "the session was made on another model than this server runs: create a new one"
             )
-        lm = counting(self.service.lm, self.caller.cache_salt)
+        lm = counting(self.service.lm, self.caller.cache_salt, self.service.shares)
         if held.state is None:
             packed = Packed(held.meta["state"], held.record.head, held.record.trunk)
             try:
