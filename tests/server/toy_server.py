@@ -22,5 +22,6 @@ def toy(name: str) -> StubLM:
 
 
 if __name__ == "__main__":
-    app = create_app(toy(sys.argv[2]), ServerSettings(keys_file=None, max_K=None))
+    settings = ServerSettings(keys_file=None, session_store="memory", max_K=None)
+    app = create_app(toy(sys.argv[2]), settings)
     uvicorn.run(app, port=int(sys.argv[1]), log_level="warning")

@@ -4,8 +4,8 @@ Each line of the input is a prompt: a JSON string, or an object with ``context``
 fields of the call. Each result is a line of the output: ``{"line", "of", "results"}``, and ``"id"``
 where the prompt has one. ``of`` names the prompt and the options that the results belong to. A line
 is written whole, right when its results are there; what a killed run left of a line is cut off.
-Prompts that fail are told on stderr, with their line, and tried again by the next run. When all
-are done, the output is put in the order of the input.
+Prompts that fail are told on stderr, with their line, and tried again by the next run. When a run
+ends, the output is put in the order of the input.
 """
 
 import asyncio
@@ -95,10 +95,9 @@ class Batch:
                     "command goes on from there"
                 )
                 raise
+            self._in_order()
             if self.failed:
                 error_line(f"{self.failed} of {total} prompts failed; run again to try these again")
-            else:
-                self._in_order()
 
     async def _all(
         self,
