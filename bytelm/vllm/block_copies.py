@@ -53,7 +53,14 @@ def copy_in_turn(cache: torch.Tensor, pairs: list[tuple[int, int]]) -> None:
         cache[:, target].copy_(cache[:, source])
 
 
-def copy_at_once(cache: torch.Tensor, pairs: list[tuple[int, int]]) -> None:
-    """As :func:`copy_in_turn`, in two steps of the device, which is not waited for."""
-    sources, targets = async_tensor_h2d(pairs, device=cache.device).unbind(dim=1)
-    cache[:, targets] = cache[:, sources]
+def copy_at_once(cache: torch.Tensor, pairs: list[tuple[int, int]], *, batch: int = 32) -> None:
+    """As :func:`copy_in_turn`, in few steps of the device, which is not waited for.
+
+    Args:
+        cache: changed.
+        pairs: as there.
+        batch: how many blocks are held in other memory at a time.
+    """
+    moves = async_tensor_h2d(pairs, device=cache.device)
+    for sources, targets in (part.unbind(dim=1) for part in moves.split(batch)):
+        cache[:, targets] = cache[:, sources]

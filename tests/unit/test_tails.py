@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import random
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -433,7 +434,7 @@ def memory_of(kind: str) -> tuple[torch.Tensor, list[torch.Tensor]]:
 @pytest.mark.parametrize(
     ("kind", "views"), [("layer by layer", 1), ("block by block", 1), ("uneven", 3)]
 )
-@pytest.mark.parametrize("copy", [copy_in_turn, copy_at_once])
+@pytest.mark.parametrize("copy", [copy_in_turn, copy_at_once, partial(copy_at_once, batch=1)])
 def test_blocks_are_copied_in_all_layers(kind, views, copy):
     memory, caches = memory_of(kind)
     found = stacked(caches, 5)
