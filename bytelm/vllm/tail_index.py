@@ -13,7 +13,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 Tokens = tuple[int, ...]
 
@@ -51,7 +51,16 @@ class TailCounts(NamedTuple):
         return core, cls(*counts)
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+class Holder(Protocol):
+    """Whoever writes behind a tail's tokens, in the tail's own block."""
+
+    @property
+    def holds(self) -> bool:
+        """Whether the block is still in its hands."""
+        ...
+
+
+@dataclass(eq=False, slots=True)
 class Tail:
     """Tokens whose KV lies in a block, from the block's beginning.
 
@@ -61,16 +70,20 @@ class Tail:
         block: where their KV is.
         mark: the very object that ``block.block_hash`` was when the tail was made. Whoever fills
             the block anew sets another one, even if it is equal.
+        holder: who goes on in the block; None while nobody does.
     """
 
     parent: Hashable
     tokens: Tokens
     block: Any
     mark: object
+    holder: Holder | None = None
 
     @property
     def is_intact(self) -> bool:
         """Whether the block still holds these tokens."""
+        if self.holder is not None:
+            return self.holder.holds
         return self.block.block_hash is self.mark
 
 
@@ -105,7 +118,11 @@ class TailIndex:
         """
         before = self._of_block.get(tail.block.block_id)
         if before is not None:
-            self._lose(before)
+            grown = (before.parent, before.tokens) == (
+                tail.parent,
+                tail.tokens[: len(before.tokens)],
+            )
+            (self.remove if grown else self._lose)(before)
         superseded = None
         for near in self._near(tail.parent, tail.tokens):
             shared = common(near.tokens, tail.tokens)
@@ -113,11 +130,14 @@ class TailIndex:
             if shared == len(near.tokens):
                 superseded = near
         if superseded is not None:
-            self._remove(superseded)
+            self.remove(superseded)
         siblings = self._siblings.setdefault(tail.parent, [])
         siblings.insert(bisect_left(siblings, (tail.tokens,)), (tail.tokens, tail))
         self._of_block[tail.block.block_id] = tail
         return superseded
+
+    def __contains__(self, tail: Tail) -> bool:
+        return self._of_block.get(tail.block.block_id) is tail
 
     def clear(self) -> None:
         """Forget all tails."""
@@ -138,9 +158,10 @@ class TailIndex:
 
     def _lose(self, tail: Tail) -> None:
         self.lost += 1
-        self._remove(tail)
+        self.remove(tail)
 
-    def _remove(self, tail: Tail) -> None:
+    def remove(self, tail: Tail) -> None:
+        """Take a tail out."""
         del self._of_block[tail.block.block_id]
         siblings = self._siblings[tail.parent]
         del siblings[bisect_left(siblings, (tail.tokens,))]

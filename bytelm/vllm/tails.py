@@ -2,18 +2,22 @@
 
 vLLM caches full blocks only, so a context of L tokens would recompute the last L mod block_size of
 them at each evaluation. Here a request that has ended leaves its last, partly filled block behind
-as a *tail*, and one that begins with the same tokens gets a copy of it, made on the device right
-before the step that computes the rest. Full blocks are filed as well, for contexts that part from
-a recent one in the middle of a block.
+as a *tail*. One that goes on with all of a tail's tokens takes the block over, and writes behind
+them; others that begin with the same tokens get a copy, made on the device right before the step
+that computes the rest. Full blocks are filed as well, for contexts that part from a recent one in
+the middle of a block.
 
 There is no memory besides vLLM's own pool of blocks. Whose a block is:
 
     a request writes it        vLLM's; nothing here knows of it
     the request ends     ──→   a tail: marked with a hash, which makes vLLM queue it for reuse as it
                                does cached blocks, last; it counts as free, and a copy may be taken
+    a request goes on    ──→   unmarked, and the next block that vLLM hands out, which is to this
+    with all its tokens        request: its *holder*. What others copy is not what it writes. When
+                               it ends, the block is a longer tail, or the same one again
     a longer tail comes  ──→   unmarked, and the next block that vLLM will hand out
     vLLM hands it out    ──→   vLLM has removed the mark, by which the loss is noticed; or it resets
-                               the prefix cache, and all marks are gone
+    to somebody else           the prefix cache, and all marks are gone
 
 Nothing is pinned between matching and copying: if a step hands a source out after it was matched,
 the worker still copies before that step computes anything, and makes its copies in the order in
@@ -26,7 +30,7 @@ process of its own. This module must not know about bytes or about slots.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vllm.config import KVTransferConfig
 from vllm.distributed.kv_transfer.kv_connector.v1.base import (
@@ -59,6 +63,8 @@ if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.kv_cache_interface import KVCacheConfig
     from vllm.v1.request import Request
+
+MARK = b"bytelm tail "
 
 _logger = init_logger(__name__)
 
@@ -124,6 +130,17 @@ class Copies(KVConnectorMetadata):
     pairs: list[tuple[int, int]] = field(default_factory=list)
 
 
+class _Holder(NamedTuple):
+    """A request that goes on in a tail's block, until it is preempted and loses its blocks."""
+
+    request: Request
+    preemptions: int
+
+    @property
+    def holds(self) -> bool:
+        return self.request.num_preemptions == self.preemptions
+
+
 @dataclass
 class _Admission:
     """A request from its last match on.
@@ -131,11 +148,13 @@ class _Admission:
     Attributes:
         first: the block that it continues in, the first that vLLM's own cache did not have.
         tail: what was found for that block.
+        held: the tail whose block it took over.
         missed: nothing was found, although it could have been.
     """
 
     first: int
     tail: Tail | None = None
+    held: Tail | None = None
     missed: bool = False
 
 
@@ -161,6 +180,7 @@ class TailConnector(KVConnectorBase_V1, SupportsHMA):
         self._index = TailIndex()
         self._admissions: dict[str, _Admission] = {}
         self._copies = Copies()
+        self._offered: list[Tail] = []
         self._hits = self._misses = self._tokens = 0
         self._marks = 0
         # A worker's
@@ -195,20 +215,27 @@ class TailConnector(KVConnectorBase_V1, SupportsHMA):
             admission.missed = True
             return 0, False
         admission.tail, shared = found
+        self._offer(admission.tail, shared)
         return shared, False
 
     def update_state_after_alloc(
         self, request: Request, blocks: KVCacheBlocks, num_external_tokens: int
     ) -> None:
-        """Have the tail copied, now that the request has a block to copy it into."""
+        """Have the tail copied into the request's block, unless that is the tail's own."""
         admission = self._admissions[request.request_id]
-        if num_external_tokens > 0 and admission.tail is not None:
-            source = admission.tail.block
+        tail = admission.tail
+        if num_external_tokens > 0 and tail is not None:
+            source = tail.block
             target = blocks.get_block_ids()[0][admission.first]
-            if source.block_id != target:
+            if source.block_id == target:
+                # Perhaps not as offered: if its last tokens are written over, the tail is lost.
+                if num_external_tokens == len(tail.tokens):
+                    tail.holder = _Holder(request, request.num_preemptions)
+                    admission.held = tail
+            else:
                 self._copies.pairs.append((source.block_id, target))
-            if admission.tail.is_intact:
-                self._requeue(source)
+                if tail.is_intact:
+                    self._requeue(source)
             self._hits += 1
             self._tokens += num_external_tokens
         elif admission.missed:
@@ -217,6 +244,9 @@ class TailConnector(KVConnectorBase_V1, SupportsHMA):
 
     def build_connector_meta(self, scheduler_output: SchedulerOutput) -> KVConnectorMetadata:
         """Hand the copies of this step to the workers."""
+        offered, self._offered = self._offered, []
+        for tail in offered:
+            self._take_back(tail)
         copies, self._copies = self._copies, Copies()
         return copies
 
@@ -225,13 +255,16 @@ class TailConnector(KVConnectorBase_V1, SupportsHMA):
     ) -> tuple[bool, dict[str, Any] | None]:
         """Keep what a request leaves behind; the counts go out with its last output."""
         admission = self._admissions.pop(request.request_id, None)
-        if not self._works or request.status not in (
+        ended = self._works and request.status in (
             RequestStatus.FINISHED_STOPPED,
             RequestStatus.FINISHED_LENGTH_CAPPED,
-        ):
-            return False, None
-        if admission is not None and _is_text(request):
+        )
+        if ended and admission is not None and _is_text(request):
             self._keep(request, admission.first, block_ids[0])
+        if admission is not None and admission.held is not None:
+            self._let_go(admission.held)
+        if not ended:
+            return False, None
         counts = TailCounts(self._hits, self._misses, self._tokens, self._index.lost)
         return False, counts.report(self._vllm_config.parallel_config.data_parallel_index)
 
@@ -264,15 +297,46 @@ class TailConnector(KVConnectorBase_V1, SupportsHMA):
             elif len(tokens) < size:
                 break  # vLLM's own cache has all of it
             superseded = self._index.add(Tail(parent, tokens, block, block.block_hash))
-            if superseded is not None:
+            if superseded is not None and superseded.holder is None and _is_mark(superseded.mark):
                 superseded.block.reset_hash()
                 self._requeue(superseded.block)
 
     def _mark(self, block: KVCacheBlock, num_tokens: int) -> None:
         # Only a mark: the prefix cache does not have it, so that it matches nothing.
         self._marks += 1
-        mark = BlockHash(b"bytelm tail %d" % self._marks)
+        mark = BlockHash(MARK + str(self._marks).encode())
         block.set_block_hash(make_block_hash_with_group_id(mark, 0), num_tokens)
+
+    def _offer(self, tail: Tail, shared: int) -> None:
+        """Let the request that is being admitted have a tail's block, if it goes on behind it.
+
+        The first block that vLLM takes from its queue will be the one that this request gets for
+        what was matched here.
+        """
+        whole = shared == len(tail.tokens) and _is_mark(tail.mark)
+        if whole and tail.holder is None and tail.block.ref_cnt == 0:
+            tail.block.reset_hash()
+            self._requeue(tail.block)
+            self._offered.append(tail)
+
+    def _take_back(self, tail: Tail) -> None:
+        """Mark a block again that was offered to a request which was not admitted then."""
+        block = tail.block
+        if tail.holder is None and block.ref_cnt == 0 and block.block_hash is None:
+            block.set_block_hash(tail.mark, len(tail.tokens))
+            self._requeue(block)
+
+    def _let_go(self, tail: Tail) -> None:
+        """A holder has ended: its tail stays where nothing longer came of it."""
+        is_intact, tail.holder = tail.is_intact, None
+        if tail not in self._index:
+            return
+        if not is_intact:
+            self._index.remove(tail)
+        elif tail.block.block_hash is None:
+            tail.block.set_block_hash(tail.mark, len(tail.tokens))
+        else:
+            tail.mark = tail.block.block_hash  # vLLM's own, which has cached the full block
 
     def _requeue(self, block: KVCacheBlock) -> None:
         """Put a free block in its place for reuse: last with a mark, first without."""
@@ -303,6 +367,11 @@ class TailConnector(KVConnectorBase_V1, SupportsHMA):
 
     def wait_for_save(self) -> None:
         """Nothing to save."""
+
+
+def _is_mark(block_hash: object) -> bool:
+    """Whether a block's hash is none of vLLM's, whose prefix cache knows its own."""
+    return isinstance(block_hash, bytes) and block_hash.startswith(MARK)
 
 
 def _is_text(request: Request) -> bool:

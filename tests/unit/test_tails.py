@@ -266,6 +266,59 @@ def test_forks_compute_their_new_tokens_only(engine):
     assert engine.run([1, 2, 0, 1, 2, 1, 8, 5, 6]) == 2
 
 
+def test_a_context_that_goes_on_takes_its_tails_block_over(engine):
+    engine.run([1, 2, 0])
+    (tail,) = engine.connector._index._of_block.values()
+    name = engine.add([1, 2, 0, 5], max_tokens=2)
+    engine.step()
+    manager = engine.scheduler.kv_cache_manager
+    assert manager.get_block_ids(name)[0] == [tail.block.block_id]
+    engine.settle()
+    assert engine.run([1, 2, 0, 5]) == 1
+
+
+def test_others_go_on_from_a_tail_whose_block_is_in_use(engine):
+    engine.run([1, 2, 0, 1, 2])
+    engine.add([1, 2, 0, 1, 2, 5], max_tokens=9)
+    engine.step()
+    assert engine.run([1, 2, 0, 1, 2, 6]) == 1
+
+
+def test_a_tail_outlives_a_request_that_took_it_over_and_was_aborted(engine):
+    engine.run([1, 2, 0, 1, 2])
+    name = engine.add([1, 2, 0, 1, 2, 5, 6, 7, 8, 9], max_tokens=9)
+    engine.step()
+    engine.abort(name)
+    assert engine.counts.evictions == 0
+    assert engine.run([1, 2, 0, 1, 2, 6]) == 1
+
+
+def test_a_tail_outlives_a_request_that_was_matched_but_not_admitted(configure):
+    engine = Engine(configure, num_blocks=8)
+    engine.run([1, 2])
+    holder = engine.add([9] * 16, max_tokens=2)
+    engine.step()
+    # It needs seven blocks, of which four are in use.
+    waiting = engine.add([1, 2, *range(10, 32)])
+    engine.step()
+    assert engine.computed[waiting] == 0
+    assert engine.run([1, 2, 5]) == 1
+    engine.abort(holder)
+    engine.settle()
+
+
+def test_a_tail_is_lost_with_a_preempted_request_that_took_it_over(configure):
+    engine = Engine(configure, num_blocks=7)
+    engine.run([1, 2])
+    engine.add([5] * 11, max_tokens=9)
+    name = engine.add([1, 2, 5], max_tokens=9)
+    while not engine.scheduler.requests[name].num_preemptions:
+        engine.step()
+    held = engine.connector._index
+    assert not any(tail.is_intact for tail in held._of_block.values() if tail.tokens == (1, 2))
+    engine.settle()
+
+
 def test_forks_of_one_step_share_a_source(engine):
     engine.run([1, 2, 0, 1, 2, 1])
     names = [engine.add([1, 2, 0, 1, 2, 1, token]) for token in (7, 8, 9)]
