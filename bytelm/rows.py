@@ -14,6 +14,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from bytelm import memory
 from bytelm.errors import BeamError, VocabError
 from bytelm.logprobs import EOS, SIZE
 from bytelm.token_lm import AsyncTokenLM
@@ -210,6 +211,7 @@ class RowSource:
         eos_tokens: Iterable[bytes | int] | None = None,
         literal: bool = False,
     ) -> None:
+        memory.keep_freed()
         self.lm = lm
         self.vocab: ByteVocab = lm.vocab.literal() if literal else lm.vocab
         self.trie = TokenTrie.of(self.vocab)

@@ -1,0 +1,32 @@
+"""Memory that is freed stays in the process."""
+
+import subprocess
+import sys
+
+FAULTS = """
+import resource
+import sys
+import numpy as np
+from bytelm.memory import keep_freed
+
+if sys.argv[1] == "keep":
+    assert keep_freed()
+row = np.zeros(50_000, np.float32)
+for _ in range(3):
+    row.copy()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(100):
+    kept = [row.copy() for _ in range(4)]
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def page_faults(argument: str) -> int:
+    done = subprocess.run(
+        [sys.executable, "-c", FAULTS, argument], capture_output=True, text=True, check=True
+    )
+    return int(done.stdout)
+
+
+def test_arrays_of_a_rows_size_are_made_of_memory_that_is_there():
+    assert page_faults("keep") < page_faults("free") / 10
