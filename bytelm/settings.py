@@ -13,6 +13,8 @@ from typing import Literal
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from bytelm import memory
+
 
 def _user_cache_dir() -> Path:
     """``bytelm`` under the user's cache directory; a relative XDG_CACHE_HOME does not count."""
@@ -219,6 +221,12 @@ class EngineSettings(BaseSettings):
     slots: int | None = Field(
         None, ge=1, description="Evaluations at a time, others wait; None: twice max_num_seqs."
     )
+    bursts: int | None = Field(
+        None,
+        ge=1,
+        description="Evaluations are sent in bursts, each computed as one step: how many bursts "
+        "are under way at a time; None: 1 on CPU, 2 on GPU.",
+    )
     block_size: int | None = Field(
         None, ge=1, description="Tokens in a block of the KV cache; None: 32 on CPU, vLLM's on GPU."
     )
@@ -267,6 +275,10 @@ class EngineSettings(BaseSettings):
             "PYTHONWARNINGS": "ignore::FutureWarning,"
             "ignore::UserWarning:multiprocessing.resource_tracker",
             "VLLM_CPU_OMP_THREADS_BIND": cores,
+            # Without these, glibc returns a step's memory to the system and takes it anew, page by
+            # page, in the next one.
+            "MALLOC_MMAP_THRESHOLD_": str(memory.MMAP_THRESHOLD),
+            "MALLOC_TRIM_THRESHOLD_": str(memory.TRIM_THRESHOLD),
             # This process has threads, which fork would not copy.
             "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
             "BYTELM_OWNER_PID": str(owner.pid),

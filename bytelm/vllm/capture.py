@@ -112,15 +112,27 @@ class Sink:
             return
         if logits.shape[1] != self._width:
             raise RuntimeError(f"logits are {logits.shape[1]} wide, slots {self._width}")
-        count = len(rows)
+        if self._on_cpu:
+            self._write_here(logits, rows)
+        else:
+            self._write_from_device(logits, rows)
+
+    def _write_here(self, logits: torch.Tensor, rows: Mapping[int, Flag]) -> None:
+        for row, (slot, nonce) in rows.items():
+            packed = self._slots[slot]
+            out = packed[ROW_START : ROW_START + self._width]
+            torch.log_softmax(logits[row].float(), dim=-1, out=out)
+            packed[:2].view(torch.int64)[0] = nonce
+
+    def _write_from_device(self, logits: torch.Tensor, rows: Mapping[int, Flag]) -> None:
         # Row numbers and nonces travel to the device together, without waiting for it.
         numbers = torch.tensor(
             [list(rows), [f.nonce for f in rows.values()]],
             dtype=torch.int64,
-            pin_memory=not self._on_cpu,
+            pin_memory=logits.is_cuda,
         ).to(logits.device, non_blocking=True)
         # A nonce goes the way of its row, in one copy: it stands for the row having arrived.
-        packed = logits.new_empty((count, self._slots.shape[1]), dtype=torch.float32)
+        packed = logits.new_empty((len(rows), self._slots.shape[1]), dtype=torch.float32)
         packed[:, :2].view(torch.int64)[:, 0] = numbers[1]
         chosen = logits if list(rows) == list(range(len(logits))) else logits[numbers[0]]
         packed[:, ROW_START : ROW_START + self._width] = torch.log_softmax(chosen.float(), dim=-1)

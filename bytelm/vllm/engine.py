@@ -12,7 +12,7 @@ import contextlib
 import itertools
 import operator
 import threading
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,15 +20,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bytelm import memory
 from bytelm.errors import ContextTooLong, EngineDead, EngineError, EngineStartError, InputError
 from bytelm.settings import EngineSettings
 from bytelm.token_lm import Chunk, Usage
+from bytelm.vllm.bursts import Burst, Bursts
 from bytelm.vllm.slots import SlotPool
 from bytelm.vllm.start import Started, engine_cores, shut_down, start
 from bytelm.vllm.tail_index import TailCounts
 
 if TYPE_CHECKING:
     from vllm.outputs import RequestOutput
+    from vllm.v1.engine.output_processor import RequestOutputCollector
 
 Key = tuple[tuple[int, ...], str | None]
 
@@ -75,6 +78,16 @@ class _Evaluation:
     task: asyncio.Task[None] | None = field(default=None, repr=False)
 
 
+@dataclass(eq=False)
+class _Outgoing:
+    """An evaluation that has a slot and waits to be sent."""
+
+    evaluation: _Evaluation
+    slot: int
+    nonce: int
+    sent: asyncio.Future[tuple[RequestOutputCollector, Burst]]
+
+
 class VllmEngine:
     """A token LM (:class:`bytelm.token_lm.AsyncTokenLM`) on vLLM. Made by :meth:`start`.
 
@@ -91,6 +104,11 @@ class VllmEngine:
     """
 
     def __init__(self, started: Started, model: str) -> None:
+        # Not at the top: this loads vLLM.
+        from bytelm.vllm import requests
+
+        memory.keep_freed()
+        self._requests = requests
         llm = started.llm
         self.vocab = started.vocab
         self.model_name = model
@@ -108,6 +126,7 @@ class VllmEngine:
         self._in_flight: dict[Key, _Evaluation] = {}  # those that a new call may join
         self._unfinished = 0
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._bursts: Bursts[_Outgoing] = Bursts(self._send, started.bursts)
         self._nonces = itertools.count(1)
         self._shared = 0
         self._total = Usage()
@@ -115,6 +134,7 @@ class VllmEngine:
         self._dead: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._closing: asyncio.Task[None] | None = None
         self._spawn(self._watch())
+        self._spawn(self._bursts.run())
 
     # Life
 
@@ -315,7 +335,7 @@ class VllmEngine:
         self._forget(evaluation)
         if evaluation.request_id is None:
             assert evaluation.task is not None
-            evaluation.task.cancel()  # still waiting for a slot
+            evaluation.task.cancel()  # still waiting for a slot, or for its burst
         else:
             evaluation.abort = self._spawn(self._llm.abort(evaluation.request_id))
 
@@ -334,6 +354,9 @@ class VllmEngine:
     async def _use_slot(self, evaluation: _Evaluation, slot: int) -> None:
         try:
             row = await self._row(evaluation, slot)
+        except asyncio.CancelledError:
+            self._pool.release(slot)  # it was not sent
+            raise
         except Exception as error:
             if evaluation.abort is not None:
                 await asyncio.wait({evaluation.abort})
@@ -348,36 +371,52 @@ class VllmEngine:
                 evaluation.row.set_result(row)
 
     async def _row(self, evaluation: _Evaluation, slot: int) -> NDArray[np.float32]:
-        from vllm import SamplingParams
-        from vllm.inputs import tokens_input
-        from vllm.sampling_params import RequestOutputKind
-
-        from bytelm.vllm.capture import flag
-
         self._check_alive()
-        token_ids, cache_salt = evaluation.key
-        nonce = next(self._nonces)
-        params = SamplingParams(
-            max_tokens=1,
-            temperature=0.0,
-            ignore_eos=True,
-            detokenize=False,
-            output_kind=RequestOutputKind.FINAL_ONLY,
-            extra_args=flag(slot, nonce),
-            skip_clone=True,
-        )
-        evaluation.request_id = f"row-{nonce}"
-        evaluation.usage.evaluations += 1
-        self._total.evaluations += 1
-        prompt = tokens_input(list(token_ids), cache_salt=cache_salt)
-        async with contextlib.aclosing(
-            self._requested(prompt, params, evaluation.request_id, evaluation.usage)
-        ) as outputs:
-            async for output in outputs:
-                reason = output.outputs[0].finish_reason
-                if reason != "length":
-                    raise EngineError(f"the engine ended an evaluation with {reason!r}")
-        return self._slots.read(slot, nonce)
+        sent = asyncio.get_running_loop().create_future()
+        outgoing = _Outgoing(evaluation, slot, next(self._nonces), sent)
+        self._bursts.put(outgoing)
+        with self._engine_errors():
+            answers, burst = await sent
+            try:
+                output = await answers.get()
+            finally:
+                burst.answered()
+        self._count(output, len(evaluation.key[0]), evaluation.usage)
+        reason = output.outputs[0].finish_reason
+        if reason != "length":
+            raise EngineError(f"the engine ended an evaluation with {reason!r}")
+        return self._slots.read(slot, outgoing.nonce)
+
+    async def _send(self, wanted: list[_Outgoing], burst: Burst) -> bool:
+        """Send a burst; False if nothing was to be sent any more."""
+        live = [outgoing for outgoing in wanted if not outgoing.sent.done()]
+        for outgoing in live:
+            # From here on it is given up by an abort, not by its task's end.
+            outgoing.evaluation.request_id = f"row-{outgoing.nonce}"
+        sent = 0
+        waits = False
+        for left, outgoing in zip(range(len(live) - 1, -1, -1), live, strict=True):
+            evaluation = outgoing.evaluation
+            token_ids, cache_salt = evaluation.key
+            assert evaluation.request_id is not None
+            try:
+                answers = await self._llm.add_request(
+                    evaluation.request_id,
+                    self._requests.prompt(token_ids, cache_salt),
+                    self._requests.row_params(outgoing.slot, outgoing.nonce, more=left > 0),
+                )
+            except Exception as error:
+                outgoing.sent.set_exception(error)
+                continue
+            sent += 1
+            waits = left > 0
+            for tally in (evaluation.usage, self._total):
+                tally.evaluations += 1
+            outgoing.sent.set_result((answers, burst))
+        if waits:
+            # The last one failed, for which the engine still waits.
+            await self._llm.resume_generation()
+        return sent > 0
 
     def _doubt(self, slot: int) -> None:
         """Release a slot as soon as no step can write into it that belongs to its last request."""
@@ -436,12 +475,6 @@ class VllmEngine:
             InputError: no ids or tokens to sample, or ids that the model does not have.
             EngineDead: the engine cannot answer any more.
         """
-        from vllm import SamplingParams
-        from vllm.inputs import tokens_input
-        from vllm.sampling_params import RequestOutputKind
-
-        from bytelm.vllm.capture import ban
-
         self._check_alive()
         ids = self._checked(token_ids)
         if max_tokens < 1:
@@ -453,18 +486,10 @@ class VllmEngine:
         banned = np.asarray(banned_token_ids, np.int64)
         if len(banned) and not 0 <= banned.min() <= banned.max() < self.vocab.size:
             raise InputError(f"a banned token id is outside 0..{self.vocab.size - 1}")
-        params = SamplingParams(
-            max_tokens=min(max_tokens, self.max_model_len),
-            temperature=temperature,
-            seed=seed,
-            ignore_eos=True,
-            stop_token_ids=list(stop_token_ids),
-            detokenize=False,
-            output_kind=RequestOutputKind.DELTA,
-            extra_args=ban(banned) if len(banned) else None,
-            skip_clone=True,
+        params = self._requests.generation_params(
+            min(max_tokens, self.max_model_len), temperature, seed, stop_token_ids, banned
         )
-        prompt = tokens_input(list(ids), cache_salt=cache_salt)
+        prompt = self._requests.prompt(ids, cache_salt)
         async with contextlib.aclosing(
             self._requested(prompt, params, f"generate-{next(self._nonces)}", usage or Usage())
         ) as outputs:
@@ -478,26 +503,37 @@ class VllmEngine:
         self, prompt: Any, params: Any, request_id: str, usage: Usage
     ) -> AsyncGenerator[RequestOutput, None]:
         """The outputs of a request to vLLM, counted, with bytelm's errors."""
-        from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
-
-        counted = False
-        try:
+        length = len(prompt["prompt_token_ids"])
+        with self._engine_errors():
             async with contextlib.aclosing(
                 self._llm.generate(prompt, params, request_id)
             ) as outputs:
                 async for output in outputs:
-                    computed, cached = len(output.outputs[0].token_ids), 0
-                    if output.num_cached_tokens is not None and not counted:
-                        counted = True
-                        cached = output.num_cached_tokens
-                        computed += len(prompt["prompt_token_ids"]) - cached - 1
-                    for tally in (usage, self._total):
-                        tally.tokens_computed += computed
-                        tally.tokens_cached += cached
-                    if output.kv_transfer_params is not None:
-                        core, counts = TailCounts.reported(output.kv_transfer_params)
-                        self._tails[core] = counts
+                    self._count(output, length, usage)
+                    # Only the first one says what was cached; it counts the prompt.
+                    length = 0
                     yield output
+
+    def _count(self, output: RequestOutput, prompt_length: int, usage: Usage) -> None:
+        """Add what an output took to ``usage``; ``prompt_length`` is 0 after the first one."""
+        computed, cached = len(output.outputs[0].token_ids), 0
+        if prompt_length and output.num_cached_tokens is not None:
+            cached = output.num_cached_tokens
+            computed += prompt_length - cached - 1
+        for tally in (usage, self._total):
+            tally.tokens_computed += computed
+            tally.tokens_cached += cached
+        if output.kv_transfer_params is not None:
+            core, counts = TailCounts.reported(output.kv_transfer_params)
+            self._tails[core] = counts
+
+    @contextlib.contextmanager
+    def _engine_errors(self) -> Iterator[None]:
+        """Errors of vLLM as errors of bytelm."""
+        from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+
+        try:
+            yield
         except EngineDeadError as error:
             self._die(DIED)
             raise EngineDead(self._dead.result()) from error

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 CPU_MAX_MODEL_LEN = 4096
 CPU_KV_CACHE_BYTES = 2 << 30
 CPU_BLOCK_SIZE = 32
+# On CPU, one step of twice the size takes less time than two. A GPU would wait for its host.
+CPU_BURSTS, GPU_BURSTS = 1, 2
 SHUTDOWN_SECONDS = 5.0
 KILLED_SECONDS = 2.0
 
@@ -54,6 +56,7 @@ class Started:
     vocab: ByteVocab
     fingerprint: str
     processes: tuple[psutil.Process, ...]  # of the engine, below this one
+    bursts: int = 1  # of evaluations that may be under way at a time
     chat_template: ChatTemplate | None = None
 
 
@@ -103,6 +106,7 @@ def _device_for(model: str, settings: EngineSettings, given_up: threading.Event)
 def _start(model: str, settings: EngineSettings, device: str, given_up: threading.Event) -> Started:
     _go_on(given_up)
     from bytelm.context import ChatTemplate
+    from bytelm.vllm import burst_scheduler
     from bytelm.vllm.capture import processor
     from bytelm.vocab import ByteVocab
 
@@ -118,6 +122,8 @@ def _start(model: str, settings: EngineSettings, device: str, given_up: threadin
     try:
         config.model_config.logits_processors = [processor(config)]
         config.additional_config = slots.address
+        if (waiting := burst_scheduler.scheduler(config)) is not None:
+            config.scheduler_config.scheduler_cls = waiting
         before = set(engine_cores())
         with _main_module_hidden():
             llm = _async_llm().from_vllm_config(config, disable_log_stats=not settings.vllm_metrics)
@@ -127,7 +133,8 @@ def _start(model: str, settings: EngineSettings, device: str, given_up: threadin
         raise
     workers = [worker for core in cores for worker in core.children(recursive=True)]
     fingerprint = _fingerprint(model, config, vocab)
-    return Started(llm, slots, vocab, fingerprint, tuple(cores + workers), template)
+    bursts = settings.bursts or (CPU_BURSTS if device == "cpu" else GPU_BURSTS)
+    return Started(llm, slots, vocab, fingerprint, tuple(cores + workers), bursts, template)
 
 
 def _async_llm() -> type[AsyncLLM]:

@@ -9,6 +9,7 @@ from vllm.v1.engine.exceptions import EngineDeadError
 
 from bytelm.errors import EngineDead, EngineError
 from bytelm.token_lm import Usage
+from bytelm.vllm.burst_scheduler import KEY as MORE
 from bytelm.vllm.capture import flag_of
 from bytelm.vllm.engine import VllmEngine
 from bytelm.vllm.slots import ROW_START, Slots, attach
@@ -29,6 +30,8 @@ class FakeLLM:
         self.requests: dict[str, asyncio.Future] = {}
         self.flags: dict[str, tuple[int, int]] = {}
         self.log: list[str] = []
+        self.sent: list[tuple[str, bool]] = []  # evaluations, and whether more follow
+        self.refused: set[str] = set()
         self.answers = asyncio.Event()
         self.answers.set()
         floats = np.frombuffer(attach(address), np.float32)
@@ -47,14 +50,32 @@ class FakeLLM:
             request.set_exception(error)
         self.requests.clear()
 
-    async def generate(self, prompt, params, request_id):
+    def add(self, params, request_id) -> None:
         if self.errored:
             raise EngineDeadError
-        self.flags[request_id] = flag_of(params)
+        if request_id in self.refused:
+            raise ValueError("no such request")
+        found = flag_of(params)
+        if found is not None:
+            self.flags[request_id] = found
         self.requests[request_id] = asyncio.get_running_loop().create_future()
-        reason = await self.requests[request_id]
-        part = SimpleNamespace(finish_reason=reason, token_ids=[0])
-        yield SimpleNamespace(outputs=[part], num_cached_tokens=0, kv_transfer_params=None)
+
+    async def answer(self, request):
+        part = SimpleNamespace(finish_reason=await request, token_ids=[0])
+        return SimpleNamespace(outputs=[part], num_cached_tokens=0, kv_transfer_params=None)
+
+    async def add_request(self, request_id, prompt, params):
+        self.add(params, request_id)
+        self.sent.append((request_id, params.extra_args[MORE]))
+        request = self.requests[request_id]
+        return SimpleNamespace(get=lambda: self.answer(request))
+
+    async def generate(self, prompt, params, request_id):
+        self.add(params, request_id)
+        yield await self.answer(self.requests[request_id])
+
+    async def resume_generation(self) -> None:
+        self.log.append("resumed")
 
     async def abort(self, request_id: str) -> None:
         self.log.append(f"abort {request_id}")
@@ -151,8 +172,9 @@ async def test_the_slot_of_an_aborted_request_waits_for_the_engines_answer(engin
 
 async def test_slots_aborted_meanwhile_wait_for_an_answer_of_their_own(engine, llm):
     llm.answers.clear()
-    first, _ = await call(engine, llm, [1])
-    second, late = await call(engine, llm, [2])
+    first, second = (asyncio.create_task(engine.next_token_logprobs([n])) for n in (1, 2))
+    await until(lambda: len(llm.requests) == 2)
+    _, late = llm.requests
     first.cancel()
     await until(lambda: "asked" in llm.log)
     second.cancel()
@@ -172,6 +194,67 @@ async def test_a_request_that_ends_although_its_caller_left_keeps_its_slot_in_or
     with pytest.raises(asyncio.CancelledError):
         await task
     await until(lambda: engine.stats.slots_free == 2)
+
+
+async def test_calls_of_one_moment_are_sent_as_one_burst(engine, llm):
+    tasks = [asyncio.create_task(engine.next_token_logprobs([1, n])) for n in range(2)]
+    await until(lambda: len(llm.sent) == 2)
+    assert [more for _, more in llm.sent] == [True, False]
+    for request, _ in llm.sent:
+        llm.write(request)
+        llm.finish(request)
+    await asyncio.gather(*tasks)
+
+
+async def test_a_call_that_comes_while_a_burst_is_computed_waits_for_its_first_answer(engine, llm):
+    first, request = await call(engine, llm, [1])
+    second = asyncio.create_task(engine.next_token_logprobs([2]))
+    await asyncio.sleep(0.05)
+    assert len(llm.sent) == 1
+    llm.write(request)
+    llm.finish(request)
+    await first
+    await until(lambda: len(llm.sent) == 2)
+    second.cancel()
+
+
+async def test_a_call_that_leaves_before_its_burst_is_sent_costs_nothing(engine, llm):
+    first, request = await call(engine, llm, [1])
+    second = asyncio.create_task(engine.next_token_logprobs([2]))
+    await asyncio.sleep(0.05)
+    second.cancel()
+    await asyncio.gather(second, return_exceptions=True)
+    assert engine.stats.slots_free == 1
+    llm.write(request)
+    llm.finish(request)
+    await first
+    third, request = await call(engine, llm, [3])
+    assert len(llm.sent) == 2
+    assert llm.log == []
+    third.cancel()
+
+
+async def test_a_burst_whose_last_request_fails_does_not_keep_the_engine_waiting(engine, llm):
+    llm.refused.add("row-2")
+    tasks = [asyncio.create_task(engine.next_token_logprobs([1, n])) for n in range(2)]
+    await until(lambda: llm.log)
+    assert llm.sent == [("row-1", True)]
+    assert llm.log == ["resumed"]
+    with pytest.raises(ValueError, match="no such request"):
+        await tasks[1]
+    llm.write("row-1")
+    llm.finish("row-1")
+    await tasks[0]
+
+
+async def test_a_burst_of_which_nothing_could_be_sent_is_over(engine, llm):
+    llm.refused.add("row-1")
+    with pytest.raises(ValueError, match="no such request"):
+        await engine.next_token_logprobs([1])
+    task, request = await call(engine, llm, [2])
+    llm.write(request)
+    llm.finish(request)
+    await task
 
 
 async def test_each_waiter_leaves_alone(engine, llm):
