@@ -3,6 +3,8 @@
 import asyncio
 import base64
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 
 from bytelm.beam import ByteBeamState
+from bytelm_server.stores.sqlite import SqliteStore
 from tests.server.crashes import Crashes
 from tests.server.processes import RealProcess, StubProcess
 
@@ -121,6 +124,20 @@ def test_a_stream_that_breaks_off_stands_at_a_version_that_was_told(stub_process
     rest = made(f"{path}/greedy", steps=25 - info["length"])
     assert whole[info["length"] - 5 :] == rest
     http.close()
+
+
+def test_a_store_in_use_is_refused_at_once(tmp_path: Path) -> None:
+    """In one line, before the engine starts."""
+    path = tmp_path / "sessions.sqlite"
+    store = SqliteStore(path, 8)
+    command = [sys.executable, "-m", "bytelm_client", "serve", "--port", "0"]
+    ended = subprocess.run(
+        [*command, "--session-store", str(path)], capture_output=True, text=True, timeout=120
+    )
+    assert ended.returncode == 2
+    assert ended.stderr.count("\n") == 1
+    assert ended.stderr.startswith("bytelm: error: another server keeps its sessions in ")
+    assert store.path == path
 
 
 @pytest.fixture
