@@ -34,6 +34,8 @@ ANSWER_SECONDS = 10.0
 SWEPT = 500
 """How many expired records one sweep lets go of."""
 
+_LISTED = ["version", "ttl", "expires_at", "meta"]
+
 # Of each script: KEYS session, trunk, living, owner, reply. Times are in seconds.
 _SET = """
 local function keep(expires_at)
@@ -290,11 +292,15 @@ class RedisStore(SessionStore):
             after = ids[-1].decode()
             async with self._redis.pipeline(transaction=False) as each:
                 for one in ids:
-                    each.hgetall(f"bytelm:session:{one.decode()}")
-                all_fields = await _answered(each.execute())
-            for one, fields in zip(ids, all_fields, strict=True):
-                if fields and float(fields[b"expires_at"]) > now:
-                    found.append(_record(one.decode(), fields, b""))
+                    each.hmget(f"bytelm:session:{one.decode()}", _LISTED)
+                rows = await _answered(each.execute())
+            for one, (version, ttl, expires_at, meta) in zip(ids, rows, strict=True):
+                if version is not None and float(expires_at) > now:
+                    found.append(
+                        Record(
+                            one.decode(), owner, int(version), float(ttl), float(expires_at), meta
+                        )
+                    )
         return found[:limit]
 
     async def sweep(self, now: float) -> None:
