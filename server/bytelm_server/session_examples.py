@@ -1,10 +1,30 @@
-"""Worked examples of sessions for ``/docs``; answers are those of the default model."""
+"""Worked examples of sessions for ``/docs``.
+
+Answers are those of the tests' toy model, whose texts mean nothing and which does not count tokens.
+"""
 
 from typing import Any
 
-from bytelm_server.examples import answer, call, usage
+from bytelm_server.answers import Usage
+from bytelm_server.examples import answer as answer_of
+from bytelm_server.examples import call
 
-_ID = "019c4f2a7d1e5b0c7a3f9d2e48b61c07aa10"
+_ID = "01a20e79f59dcb48f2ff8c584e4e7fc7a08a"
+
+
+def answer(description: str, value: dict[str, Any]) -> dict[str, Any]:
+    """An example of an answer, as OpenAPI has it."""
+    return answer_of(f"{description} (The example is a toy model's.)", value)
+
+
+def _usage(bytes_in: int, bytes_out: int, evaluations: int) -> Usage:
+    return Usage(
+        bytes_in=bytes_in,
+        bytes_out=bytes_out,
+        evaluations=evaluations,
+        tokens_computed=None,
+        tokens_cached=None,
+    )
 
 
 def _session(version: int, length: int, n_calls: int) -> dict[str, Any]:
@@ -14,7 +34,7 @@ def _session(version: int, length: int, n_calls: int) -> dict[str, Any]:
         "version": version,
         "length": length,
         "n_calls": n_calls,
-        "expires_at": 1793000000.0,
+        "expires_at": 1795541003.485486,
     }
 
 
@@ -24,24 +44,24 @@ CREATE = {
     "token": call("Token by token", {"kind": "token", "context": "The capital of"}),
     "ids": call("Token ids", {"kind": "token", "context": {"tokens": [1, 42, 43]}}),
 }
-CREATE_ANSWER = answer("The session.", {**_session(1, 19, 4), "usage": usage(19, 0, 4, 12, 0)})
-SESSION_ANSWER = answer("The session.", _session(2, 21, 6))
-PAGE_ANSWER = answer("A page.", {"data": [_session(2, 21, 6)], "next": None})
+CREATE_ANSWER = answer("The session.", {**_session(1, 19, 9), "usage": _usage(19, 0, 9)})
+SESSION_ANSWER = answer("The session.", _session(2, 21, 12))
+PAGE_ANSWER = answer("A page.", {"data": [_session(2, 21, 12)], "next": _ID})
 ENDED_ANSWER = answer("The session is no more.", {"id": _ID, "deleted": True})
 NEXT_ANSWER = answer(
     "The distribution, with `top=2`.",
     {
         "results": [
             {
-                "top": [{"byte": 99, "logprob": -0.0079}, {"byte": 107, "logprob": -4.915}],
-                "eos": None,
+                "top": [{"byte": 109, "logprob": -1.3340}, {"byte": 202, "logprob": -1.7908}],
+                "eos": -10.5565,
             }
         ],
-        "usage": usage(0, 0, 2, 2, 8),
-        "session": _session(1, 19, 6),
+        "usage": _usage(0, 0, 1),
+        "session": _session(2, 21, 12),
     },
 )
-MOVED_ANSWER = answer("The session.", {**_session(2, 21, 6), "usage": usage(2, 0, 2, 2, 8)})
+MOVED_ANSWER = answer("The session.", {**_session(2, 21, 11), "usage": _usage(2, 0, 2)})
 
 ADVANCE = {
     "bytes": call("Two bytes", {"bytes": "ce"}),
@@ -68,13 +88,13 @@ GREEDY_ANSWER = answer(
     {
         "results": [
             {
-                "bytes": {"text": "ce is Paris.", "base64": "Y2UgaXMgUGFyaXMu"},
+                "bytes": {"text": None, "base64": "XBfD8eLNC/rqOUbn"},
                 "logprob": None,
                 "finish_reason": "steps",
             }
         ],
-        "usage": usage(0, 12, 6, 6, 60),
-        "session": _session(2, 31, 10),
+        "usage": _usage(0, 12, 14),
+        "session": _session(2, 31, 23),
     },
 )
 SAMPLE_ANSWER = answer(
@@ -84,13 +104,13 @@ SAMPLE_ANSWER = answer(
             {
                 "index": 0,
                 "sample": 0,
-                "bytes": {"text": "ce is Paris.", "base64": "Y2UgaXMgUGFyaXMu"},
+                "bytes": {"text": None, "base64": "y8lsaW5ngpTGdFXpfv16TGQSbd4="},
                 "logprob": None,
-                "finish_reason": "eos",
+                "finish_reason": "steps",
             }
         ],
-        "usage": usage(0, 12, 8, 8, 70),
-        "session": _session(2, 31, 12),
+        "usage": _usage(0, 20, 20),
+        "session": _session(2, 39, 29),
     },
 )
 BATCH = {
@@ -108,13 +128,13 @@ BATCH_ANSWER = answer(
     "What each call answers by itself, or its error.",
     {
         "results": [
-            {**_session(2, 21, 6), "usage": usage(2, 0, 2, 2, 8)},
+            {**_session(2, 21, 13), "usage": _usage(2, 0, 4)},
             {
                 "index": 1,
                 "error": {
                     "type": "not_found",
                     "message": "there is no session 'x'",
-                    "param": "id",
+                    "param": "calls[1].id",
                     "code": "session_not_found",
                 },
             },
@@ -127,7 +147,15 @@ TOKEN_LOGPROBS = {
 TOKEN_LOGPROBS_ANSWER = answer(
     "A distribution for each context.",
     {
-        "results": [{"top": [{"token": 198, "logprob": -1.53}, {"token": 28, "logprob": -2.25}]}],
-        "usage": usage(0, 0, 1, 3, 0),
+        "results": [
+            {
+                "top": [
+                    {"token": 209, "logprob": -2.1350},
+                    {"token": 217, "logprob": -2.4466},
+                    {"token": 223, "logprob": -3.0524},
+                ]
+            }
+        ],
+        "usage": _usage(0, 0, 1),
     },
 )
