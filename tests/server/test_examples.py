@@ -54,7 +54,8 @@ def test_the_weights_of_the_ensemble_sum_to_one(url: str) -> None:
         assert sum(map(float, line.split()[-2:])) == pytest.approx(1, abs=2e-3)
     assert lines[0].split()[-2:] == ["0.500", "0.500"]
     assert [line.split()[0] for line in lines[7:]] == ["pool", "product"]
-    assert {info.id for info in Client(url).sessions()} == before
+    # Those of other tests may end meanwhile.
+    assert {info.id for info in Client(url).sessions()} <= before
 
 
 def test_the_model_needs_what_its_score_says(url: str) -> None:
