@@ -25,6 +25,9 @@ from bytelm_server.backend import Backend
 from bytelm_server.keys import Keys
 from bytelm_server.service import ByteService
 
+KEEP_ALIVE_SECONDS = 75
+"""Seconds that an idle connection is kept: longer than clients and proxies do, so that no call is
+sent into a connection that the server closes at that moment."""
 LAST_ANSWERS_SECONDS = 1
 """Seconds that the last answers have to get to their clients."""
 LONGEST_END = 4.0
@@ -159,6 +162,7 @@ def serve(
         app,
         log_config=None,
         access_log=False,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=LAST_ANSWERS_SECONDS,
     )
     server = _Server(config, backend, settings.shutdown_grace)

@@ -1,5 +1,6 @@
 """The server while its model starts, dies, or works for clients that are gone."""
 
+import socket
 import time
 from collections.abc import Callable
 
@@ -92,3 +93,13 @@ def test_nothing_is_computed_for_a_client_that_has_gone(own: httpx.Client) -> No
     after = count()
     time.sleep(1)
     assert count() == after
+
+
+def test_an_idle_connection_outlives_what_clients_keep(http: httpx.Client, url: str) -> None:
+    """Else a call may go into a connection that is being closed; httpx keeps them for 5 seconds."""
+    address = httpx.URL(url)
+    with socket.create_connection((address.host, address.port), timeout=60) as sock:
+        for pause in (0, 6.5):
+            time.sleep(pause)
+            sock.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert b" 200 " in sock.recv(4000)
