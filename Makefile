@@ -10,6 +10,8 @@ MODEL :=
 ARGS :=
 # For make bench-accuracy: anything but empty makes the full run instead of the sample.
 FULL :=
+# For make soak: for how long; empty: 300.
+SECONDS :=
 # cpu or cuda; cuda where nvidia-smi works.
 DEVICE := $(shell nvidia-smi >/dev/null 2>&1 && echo cuda || echo cpu)
 $(if $(filter cpu cuda,$(DEVICE)),,$(error DEVICE=$(DEVICE) is neither cpu nor cuda))
@@ -94,6 +96,10 @@ test-scale: $(INSTALLED_DEV) setup  ## Run what takes several servers: Redis, tw
 .PHONY: faults
 faults: $(INSTALLED_DEV) setup  ## Kill servers, engines and clients under load, again and again
 	@.venv/bin/python -m pytest tests/faults
+
+.PHONY: soak
+soak: $(INSTALLED_DEV) setup  ## Let 128 clients make all kinds of calls for 5 minutes (SECONDS=)
+	@.venv/bin/python -m tests.benchmarks.soak $(if $(SECONDS),--seconds $(SECONDS))
 
 .PHONY: bench-host
 bench-host: $(INSTALLED_DEV) setup  ## Measure the byte layer without a model, and genlm-bytes beside it
