@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import subprocess
 import sys
 import tarfile
 import venv
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from bytelm import models
@@ -26,7 +29,8 @@ REQUIREMENTS = [
     GENLM_BYTES,
     "genlm-backend==0.3.1",
     "transformers==5.19.0",
-    # What bytelm's pure part needs, which runs beside it from the source tree.
+    # What bytelm's pure part and its client need, which run beside it from the source tree.
+    "httpx>=0.28",
     "numba>=0.61",
     "numpy>=2.0",
     "pydantic>=2.12",
@@ -83,7 +87,7 @@ def sources() -> Path:
 def environment() -> dict[str, str]:
     """What a process of the benchmarks runs with: the source tree, and no warnings."""
     return os.environ | {
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "client")]),
         "PYTHONWARNINGS": "ignore",
         "HF_HUB_OFFLINE": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -97,6 +101,22 @@ def run(module: str, *arguments: str) -> int:
     # Another version of numba than the project's would undo what that has compiled.
     variables = environment() | {"NUMBA_CACHE_DIR": str(folder() / "numba")}
     return subprocess.run(command, cwd=ROOT, env=variables, stdin=subprocess.DEVNULL).returncode
+
+
+@contextmanager
+def served(model: str) -> Iterator[str]:
+    """A bytelm server in the project's own venv, by its address."""
+    command = [sys.executable, "-m", "bytelm_client", "serve", "--model", model, "--port", "0"]
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        try:
+            line = process.stdout.readline().decode()
+            found = re.search(r"http://[0-9.:]+", line)
+            if found is None:
+                raise SystemExit("error: the server did not start")
+            yield found.group()
+        finally:
+            process.terminate()
 
 
 def _pip(executable: Path, arguments: list[str]) -> None:
@@ -125,9 +145,12 @@ def main() -> int:
     python(given.torch_index or None)
     _say("running the code of genlm-bytes' README and notebook in both (1 minute)")
     usage = run("tests.benchmarks.genlm_usage", model, str(sources()))
+    _say("running genlm-bytes on a bytelm server (2 minutes)")
+    with served(model) as url:
+        remote = run("tests.benchmarks.genlm_remote", model, url)
     _say("comparing distributions and greedy bytes (5 to 15 minutes; goes on where it stopped)")
     places = ["--progress", str(folder().parent), "--results", str(RESULTS)]
-    return max(usage, run("tests.benchmarks.genlm_exactness", model, *places))
+    return max(usage, remote, run("tests.benchmarks.genlm_exactness", model, *places))
 
 
 if __name__ == "__main__":
