@@ -1,6 +1,7 @@
 """Files of prompts on a real server: whatever happens, nothing twice and nothing lost."""
 
 import base64
+import fcntl
 import json
 import subprocess
 import time
@@ -162,16 +163,27 @@ def test_other_options_are_another_run(url: str, tmp_path: Path) -> None:
     assert "other options" in errors(done)[0]
 
 
+def is_locked(file: Path) -> bool:
+    """Whether somebody holds the lock of a file that may not be there yet."""
+    if not file.exists():
+        return False
+    with file.open() as opened:
+        try:
+            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
 def test_only_one_run_writes_to_a_file(start_stub: Callable[..., str], tmp_path: Path) -> None:
     url = start_stub()
     httpx.post(f"{url}/test/delay", params={"value": 0.5})
     source, sink = written(tmp_path / "in", PROMPTS), tmp_path / "out"
     arguments = command("sample", "--input", str(source), "--output", str(sink), "--url", url)
     with subprocess.Popen(arguments, stderr=subprocess.DEVNULL) as process:
-        while not sink.exists():
+        while not is_locked(sink):
             assert process.poll() is None
             time.sleep(0.01)
-        time.sleep(0.2)
         done = run(url, source, sink)
         process.kill()
     assert done.returncode == 2

@@ -154,7 +154,8 @@ def test_a_stream_takes_the_session_along(client: Client, session: Session) -> N
 
 
 def test_after_a_broken_stream_the_session_goes_on(url: str, client: Client) -> None:
-    want = client.greedy("hello", 40).bytes
+    want = client.greedy("hello", 45).bytes
+    assert len(want) == 45
     with proxy_to(url) as proxy, Client(proxy.url) as shaky, shaky.session("hello") as session:
         proxy.cut_stream = True
         stream = shaky.resume(session.id).stream_greedy(40)
@@ -162,9 +163,11 @@ def test_after_a_broken_stream_the_session_goes_on(url: str, client: Client) -> 
             list(stream)
         proxy.cut_stream = False
         again = client.resume(session.id)
-        assert 5 <= again.length <= 45
-        made = again.length - 5
-        assert again.greedy(40 - made).bytes == want[made:]
+        # The server may have gone on a little, until it saw that nobody reads.
+        made = again.greedy(5).bytes
+        end = again.length - len("hello")
+        assert 5 <= end <= 45
+        assert made == want[end - 5 : end]
 
 
 def test_a_token_session_counts_and_returns_tokens(client: Client, lm: Any) -> None:
