@@ -238,6 +238,15 @@ class EngineSettings(BaseSettings):
         description="Cache the last, partly filled block of a context too: what goes on from a "
         "recent context computes its new tokens only.",
     )
+    tensor_parallel_size: int = Field(
+        1, ge=1, description="GPUs that each layer is split over; they should share NVLink."
+    )
+    pipeline_parallel_size: int = Field(
+        1, ge=1, description="Groups of GPUs that the layers are dealt out to, one after another."
+    )
+    data_parallel_size: int = Field(
+        1, ge=1, description="Copies of the model, each on GPUs of its own, in one server."
+    )
     gpu_memory_utilization: float = Field(
         0.9, gt=0, le=1, description="Share of the GPU's memory for weights and KV cache."
     )

@@ -193,3 +193,23 @@ def test_vllm_counts_and_runs_a_models_code_only_if_that_is_wanted(monkeypatch, 
     )
     start._config("model", settings, "cpu")
     assert given == [(not wanted, wanted)]
+
+
+def test_vllm_is_told_over_how_many_gpus_the_model_goes(monkeypatch):
+    import vllm
+
+    given = []
+
+    class Arguments:
+        def __init__(self, **arguments):
+            kinds = ("tensor", "pipeline", "data")
+            given.append([arguments[f"{kind}_parallel_size"] for kind in kinds])
+
+        def create_engine_config(self):
+            return SimpleNamespace(model_config=SimpleNamespace(max_model_len=10))
+
+    monkeypatch.setattr(vllm, "AsyncEngineArgs", Arguments)
+    monkeypatch.setenv("BYTELM_ENGINE_PIPELINE_PARALLEL_SIZE", "3")
+    settings = EngineSettings(tensor_parallel_size=2, data_parallel_size=4, tails=False)
+    start._config("model", settings, "cuda")
+    assert given == [[2, 3, 4]]
