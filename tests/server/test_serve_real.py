@@ -112,7 +112,7 @@ def memory_before() -> set[str]:
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory, memory_before: set[str]) -> Iterator[Served]:
-    served = start(tmp_path_factory.mktemp("served"))
+    served = start(tmp_path_factory.mktemp("served"), "--port", "0", "--vllm-metrics")
     try:
         served.wait_until_ready()
         yield served
@@ -285,6 +285,14 @@ def test_usage_counts_the_tokens_of_the_call_alone(client: Client) -> None:
         assert usage.tokens_cached > 0
     assert first.evaluations == again.evaluations
     assert (again.tokens_computed or 0) <= (first.tokens_computed or 0)
+
+
+def test_vllms_own_metrics_are_shown_beside_bytelms(served: Served, client: Client) -> None:
+    client.greedy("A metric is ", 4)
+    text = httpx.get(f"{served.url}/metrics").text
+    for name in ("bytelm_evaluations_total", "bytelm_tail_hits_total", "vllm:prompt_tokens_total"):
+        (value,) = re.findall(rf"^{name}(?:\{{.*\}})? (\S+)$", text, re.MULTILINE)
+        assert float(value) > 0, name
 
 
 def test_the_vocabulary_has_the_special_tokens(client: Client) -> None:
