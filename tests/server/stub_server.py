@@ -6,8 +6,10 @@ Besides the API it has ``/test/…`` routes, by which a test sees and steers the
 """
 
 import asyncio
+import faulthandler
 import itertools
 import os
+import signal
 import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -104,6 +106,7 @@ class MeteredLM(SteeredLM):
 
 
 def main() -> None:
+    faulthandler.register(signal.SIGUSR1)
     lm = MeteredLM() if "--metered" in sys.argv else SteeredLM()
     if "--no-template" in sys.argv:
         lm.chat_template = ChatTemplate(None)
