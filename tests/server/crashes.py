@@ -75,12 +75,14 @@ class Crashes:
         url: where the server is, after each start.
         start: starts it; returns when it answers.
         kill: ends it at once, without a chance to write anything.
+        headers: what all calls are sent with.
     """
 
     url: str
     start: Callable[[], None]
     kill: Callable[[], None]
     clients: list[Client] = field(default_factory=list)
+    headers: dict[str, str] = field(default_factory=dict)
 
     async def run(self, kills: int, seconds: float) -> None:
         """Kill the server so many times, each time after about so many seconds of work."""
@@ -88,7 +90,9 @@ class Crashes:
         limits = httpx.Limits(max_connections=CLIENTS)
         stop = asyncio.Event()
         await asyncio.to_thread(self.start)
-        async with httpx.AsyncClient(base_url=self.url, timeout=300, limits=limits) as http:
+        async with httpx.AsyncClient(
+            base_url=self.url, timeout=300, limits=limits, headers=self.headers
+        ) as http:
             self.clients = [Client(f"client {i}", random.Random(i), http) for i in range(CLIENTS)]
             await asyncio.gather(*(client.begin() for client in self.clients))
             working = [asyncio.create_task(client.run(stop)) for client in self.clients]
