@@ -86,11 +86,13 @@ test-server: $(INSTALLED_DEV) setup  ## Run the tests on real server processes
 	@.venv/bin/python -m pytest tests/server
 
 .PHONY: test-scale
-test-scale: $(INSTALLED_DEV) setup  ## Run what takes several servers: Redis, two engines
-	@command -v redis-server >/dev/null ||
-	{ [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && echo "==> installing redis-server" &&
-	  apt-get install -qq -y redis-server >/dev/null; } ||
-	{ echo "error: these tests need redis-server: sudo apt-get install redis-server" >&2; exit 1; }
+test-scale: $(INSTALLED_DEV) setup  ## Run what takes several servers: Redis, a gateway, two engines
+	@for program in redis-server haproxy; do
+	  command -v $$program >/dev/null && continue
+	  [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && echo "==> installing $$program" &&
+	  apt-get install -qq -y $$program >/dev/null ||
+	  { echo "error: these tests need $$program: sudo apt-get install $$program" >&2; exit 1; }
+	done
 	.venv/bin/python -m pytest tests/scale
 
 .PHONY: faults
