@@ -75,7 +75,7 @@ test: lint test-unit test-engine test-server  ## Run everything: lint, types, un
 
 .PHONY: test-unit
 test-unit: $(INSTALLED_DEV)  ## Run the fast tests: no engine, no model
-	@.venv/bin/python -m pytest tests/unit
+	@.venv/bin/python -m pytest -n logical --maxprocesses 8 tests/unit
 
 .PHONY: test-engine
 test-engine: $(INSTALLED_DEV) setup  ## Run the tests on a real engine
