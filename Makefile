@@ -95,6 +95,10 @@ test-scale: $(INSTALLED_DEV) setup  ## Run what takes several servers: Redis, a 
 	done
 	.venv/bin/python -m pytest tests/scale
 
+.PHONY: test-deploy
+test-deploy: $(INSTALLED_DEV) setup  ## Check the files of docker/; build the CPU image without Docker and serve from it
+	@.venv/bin/python -m pytest tests/deploy
+
 .PHONY: faults
 faults: $(INSTALLED_DEV) setup  ## Kill servers, engines and clients under load, again and again
 	@.venv/bin/python -m pytest tests/faults
