@@ -4,6 +4,7 @@ import asyncio
 import json
 import random
 import signal
+import subprocess
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,8 +13,9 @@ from typing import Any
 
 import httpx
 import pytest
+import yaml  # type: ignore[import-untyped]
 
-from tests.scale.gateway import Scale
+from tests.scale.gateway import DOCKER, Scale
 from tests.server.crashes import Crashes
 
 
@@ -79,6 +81,17 @@ def test_the_gateway_refuses_who_has_no_key_and_hides_metrics(scale: Scale) -> N
     assert httpx.post(f"{scale.url}/v1/sessions", json={}).status_code == 401
     assert httpx.get(f"{scale.url}/metrics", headers=scale.headers).status_code == 404
     assert httpx.get(f"{scale.url}/health").json() == {"status": "ready"}
+
+
+def test_the_gateway_is_well_while_it_has_a_server(scale: Scale) -> None:
+    compose = yaml.safe_load((DOCKER / "compose.yaml").read_text())
+    _, *asks, script = compose["services"]["gateway"]["healthcheck"]["test"]
+    address = scale.url.removeprefix("http://").replace(":", "/")
+    command = [*asks, script.replace("127.0.0.1/8080", address)]
+    assert subprocess.run(command, timeout=60).returncode == 0
+    for replica in scale.replicas:
+        replica.end()
+    assert subprocess.run(command, timeout=60).returncode != 0
 
 
 async def test_sessions_of_a_killed_server_go_on_at_the_other(scale: Scale) -> None:
