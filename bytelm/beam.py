@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bytelm import beam_kernels as kernels
+from bytelm import read_ahead
 from bytelm.byte_lm import StatefulByteLM
 from bytelm.draws import Draw
 from bytelm.errors import BeamError, ContextTooLong, EmptyBeam, Terminated, VocabError
@@ -28,6 +29,7 @@ from bytelm.genlm import BackendLM, as_token_lm
 from bytelm.healing import Reading, heal
 from bytelm.logprobs import EOS, Chart, LazyByteProbs, check_symbol, checked_bytes, escape
 from bytelm.prefill import TAIL, Trunk, TrunkFinder
+from bytelm.read_ahead import Ahead
 from bytelm.rows import Row, RowSource
 from bytelm.token_lm import AsyncTokenLM, StatefulTokenizedLM
 from bytelm.trie import ROOT
@@ -197,6 +199,7 @@ class ByteBeamState(StatefulByteLM):
         terminated: bool = False,
         rows: dict[tuple[int, int], Row] | None = None,
         is_cut: bool = False,
+        ahead: Ahead = read_ahead.NOTHING,
     ) -> None:
         """For this package; users begin with ``initial``.
 
@@ -210,6 +213,7 @@ class ByteBeamState(StatefulByteLM):
             terminated: whether EOS was consumed.
             rows: evaluations made so far, by (candidate, token that ends it).
             is_cut: whether ``max_context_length`` took something from the beginning.
+            ahead: evaluations of extensions that were asked for in advance.
         """
         self.source = source
         self.params = params
@@ -220,6 +224,7 @@ class ByteBeamState(StatefulByteLM):
         self._roots = roots
         self._rows: dict[tuple[int, int], Row] = {} if rows is None else rows
         self._is_cut = is_cut
+        self._ahead = ahead.of_candidates(source.trie, paths, candidates.node)
         self._log_z: float | None = None
 
     @classmethod
@@ -335,7 +340,8 @@ class ByteBeamState(StatefulByteLM):
         """About how much memory it takes: candidates, their tokens, evaluations that it keeps."""
         rows = sum(row.nbytes for row in self._rows.values())
         paths = POINTER * sum(map(len, self._paths))
-        return sum(array.nbytes for array in self._candidates) + paths + rows
+        candidates = sum(array.nbytes for array in self._candidates)
+        return candidates + paths + rows + self._ahead.nbytes
 
     def on(self, lm: AsyncTokenLM) -> Self:
         """The same state, evaluated from here on by another token LM, which runs the same model."""
@@ -549,10 +555,33 @@ class ByteBeamState(StatefulByteLM):
         """Evaluates what was not evaluated yet."""
         missing = [one for one in wanted if one.key not in self._rows]
         if missing:
-            rows = await gather([self.source.evaluate(one.path) for one in missing])
+            if not self.source.knows_more and read_ahead.is_idle(self.source.lm):
+                self._read_ahead(missing)
+            rows = await gather([self._evaluate(one) for one in missing])
             for one, row in zip(missing, rows, strict=True):
                 self._rows[one.key] = row
+            self._ahead = self._ahead.without(one.path for one in missing)
         return [_Opened(one.path, one.weight, self._rows[one.key]) for one in wanted]
+
+    async def _evaluate(self, one: _Wanted) -> Row:
+        which, token = one.key
+        answer = self._ahead.find(self._paths[which], token) if which >= 0 else None
+        if answer is None:
+            return await self.source.evaluate(one.path)
+        return self.source.read(await asyncio.shield(answer))
+
+    def _read_ahead(self, missing: Sequence[_Wanted]) -> None:
+        """Begin evaluations that the likeliest way on from ``missing`` would ask for soon."""
+        trie, (_, nodes, starts, _, pieces) = self.source.trie, self._candidates
+        threshold = self.params.prune_threshold
+        soon: list[tuple[Path, int]] = []
+        for i in dict.fromkeys(one.key[0] for one in missing):
+            if i >= 0 and self._fits(len(self._paths[i]) + 1):
+                size = trie.hi[nodes[i]] - trie.lo[nodes[i]]
+                piece = pieces[starts[i] : starts[i] + size]
+                coming = read_ahead.coming(trie, int(nodes[i]), piece, threshold)
+                soon += [(self._paths[i], token) for token in coming]
+        self._ahead = self._ahead.asking(self.source.lm, soon[: read_ahead.MOST])
 
     def _extensions(self, log_z: float, log_threshold: float) -> list[_Wanted]:
         """The extensions above the threshold."""
@@ -668,20 +697,29 @@ class ByteBeamState(StatefulByteLM):
         """The state behind a trunk, walked on through the rest.
 
         The rest's canonical tokenization is where most of the weight will be: its evaluations are
-        submitted at once.
+        submitted ahead of the walk, the longest first. A cache that keeps what this one computes
+        leaves a single token to each of the others; submitted together, all would compute the same.
         """
         base = (*self._anchor, *trunk.tokens)
-        ahead = [(*base, *trunk.rest_tokens[:n]) for n in range(len(trunk.rest_tokens) + 1)]
-        submitted = {
-            path: asyncio.ensure_future(self.source.lm.next_token_logprobs(path))
-            for path in ahead[:AHEAD]
-            if self._fits(len(path))
-        }
+        lengths = range(len(trunk.rest_tokens) + 1)
+        ahead = [(*base, *trunk.rest_tokens[:n]) for n in lengths if self._fits(len(base) + n)]
+        ahead = ahead[:AHEAD]
+        submitted: dict[Path, asyncio.Future[NDArray[np.float32]]] = {}
         try:
+            for path in reversed(ahead):
+                call = self.source.lm.next_token_logprobs(path)
+                submitted[path] = asyncio.ensure_future(call)
+                if path is ahead[-1]:
+                    await submitted[path]
             state = self._with((), _NONE, [(base, 0.0)])
             state.source = self.source.knowing(submitted)
             for b in trunk.rest:
                 state = await state.prune()._moved(b)
+            # The canonical tokens of the whole text are likely to be asked for next.
+            done = [(path, answer) for path, answer in submitted.items() if answer.done()]
+            nodes = state._candidates.node
+            answers = Ahead.of(done, state._paths)
+            state._ahead = answers.of_candidates(self.source.trie, state._paths, nodes)
             return state
         finally:
             for task in submitted.values():
@@ -730,6 +768,7 @@ class ByteBeamState(StatefulByteLM):
             terminated,
             rows,
             self._is_cut,
+            self._ahead,
         )
 
     def _reading(self, source: RowSource) -> Self:

@@ -274,6 +274,11 @@ class RowSource:
         source.lm = lm
         return source
 
+    @property
+    def knows_more(self) -> bool:
+        """Whether some contexts need not be evaluated."""
+        return bool(self._known)
+
     def knowing(self, known: Mapping[tuple[int, ...], Awaitable[NDArray[np.float32]]]) -> RowSource:
         """The same, but contexts in ``known`` are not evaluated again."""
         source = copy(self)

@@ -238,6 +238,11 @@ class EngineSettings(BaseSettings):
         description="Cache the last, partly filled block of a context too: what goes on from a "
         "recent context computes its new tokens only.",
     )
+    read_ahead: bool = Field(
+        True,
+        description="Let a walk that has the model to itself evaluate a few contexts before it "
+        "needs them: fewer steps, a few more evaluations.",
+    )
     tensor_parallel_size: int = Field(
         1, ge=1, description="GPUs that each layer is split over; they should share NVLink."
     )

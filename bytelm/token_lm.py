@@ -75,6 +75,19 @@ class MeteredTokenLM(AsyncTokenLM, Protocol):
         ...
 
 
+@runtime_checkable
+class IdleTokenLM(AsyncTokenLM, Protocol):
+    """A token LM that evaluates several contexts at once, and tells when it has little to do."""
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is under way, nor was of late for more than a caller or two.
+
+        What a caller evaluates then besides what it needs keeps nobody waiting.
+        """
+        ...
+
+
 class Chunk(NamedTuple):
     """Tokens that native generation yields together.
 

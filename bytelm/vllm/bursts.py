@@ -52,6 +52,9 @@ class Bursts(Generic[T]):
             be called for at least one, unless it returns False: nothing was sent.
         depth: how many bursts may be under way. With two, one can be computed while those who wait
             for the other prepare the next.
+
+    Attributes:
+        last: how much was in the burst that was sent last.
     """
 
     def __init__(self, send: Callable[[list[T], Burst], Awaitable[bool]], depth: int) -> None:
@@ -59,6 +62,7 @@ class Bursts(Generic[T]):
         self._depth = depth
         self._wanted: list[T] = []
         self._under_way = 0
+        self.last = 0
         self._changed = asyncio.Event()
 
     def put(self, item: T) -> None:
@@ -74,6 +78,7 @@ class Bursts(Generic[T]):
                 await self._changed.wait()
             await self._gather()
             items, self._wanted = self._wanted, []
+            self.last = len(items)
             self._under_way += 1
             burst = Burst(self._ended)
             if not await self._send(items, burst):

@@ -37,6 +37,7 @@ Key = tuple[tuple[int, ...], str | None]
 
 DEATH_POLL_SECONDS = 0.2
 HIGHEST_TEMPERATURE = 2  # that vLLM takes
+FEW = 4  # evaluations of a caller or two that read ahead
 DIED = "a process of the engine ended unexpectedly; start the server again"
 
 
@@ -125,6 +126,7 @@ class VllmEngine:
         self._settling: asyncio.Task[None] | None = None
         self._in_flight: dict[Key, _Evaluation] = {}  # those that a new call may join
         self._unfinished = 0
+        self._read_ahead = started.read_ahead
         self._tasks: set[asyncio.Task[Any]] = set()
         self._bursts: Bursts[_Outgoing] = Bursts(self._send, started.bursts)
         self._nonces = itertools.count(1)
@@ -187,6 +189,15 @@ class VllmEngine:
     def is_alive(self) -> bool:
         """Whether calls can be answered."""
         return not self._dead.done() and not self._llm.errored
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is under way, nor was of late for more than a caller or two.
+
+        Never, where reading ahead is off by setting.
+        """
+        busy = self._unfinished or self._llm.output_processor.has_unfinished_requests()
+        return self._read_ahead and not busy and self._bursts.last <= FEW
 
     @property
     def stats(self) -> EngineStats:

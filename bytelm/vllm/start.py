@@ -57,6 +57,7 @@ class Started:
     fingerprint: str
     processes: tuple[psutil.Process, ...]  # of the engine, below this one
     bursts: int = 1  # of evaluations that may be under way at a time
+    read_ahead: bool = True
     chat_template: ChatTemplate | None = None
 
 
@@ -134,7 +135,16 @@ def _start(model: str, settings: EngineSettings, device: str, given_up: threadin
     workers = [worker for core in cores for worker in core.children(recursive=True)]
     fingerprint = _fingerprint(model, config, vocab)
     bursts = settings.bursts or (CPU_BURSTS if device == "cpu" else GPU_BURSTS)
-    return Started(llm, slots, vocab, fingerprint, tuple(cores + workers), bursts, template)
+    return Started(
+        llm=llm,
+        slots=slots,
+        vocab=vocab,
+        fingerprint=fingerprint,
+        processes=tuple(cores + workers),
+        bursts=bursts,
+        read_ahead=settings.read_ahead,
+        chat_template=template,
+    )
 
 
 def _async_llm() -> type[AsyncLLM]:

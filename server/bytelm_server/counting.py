@@ -39,6 +39,11 @@ class CountingLM:
         self.usage = Usage()
         self.knows_tokens = isinstance(lm, MeteredTokenLM)
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether the other is, where it tells."""
+        return bool(getattr(self.lm, "is_idle", False))
+
     async def next_token_logprobs(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
         """The other's answer."""
         # A model that answers without waiting must not keep other calls from their turn.

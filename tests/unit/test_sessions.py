@@ -126,8 +126,7 @@ async def test_an_idle_session_takes_little_memory() -> None:
 
 
 async def test_memory_is_counted_as_it_is_taken() -> None:
-    lm = StubLM(vocab_of(50_000), rows=8, spread=1.0)
-    served = Served(lm)
+    served = Served(StubLM(vocab_of(50_000), spread=1.0))
     await served.next(await served.create(context="the "))
     tracemalloc.start()
     try:
