@@ -311,9 +311,9 @@ class ByteBeamState(StatefulByteLM):
     @property
     def _prefix(self) -> bytes:
         """What the tokenizer put before the whole text; nothing if a special token comes first."""
-        if self._is_cut:
-            return b""
         vocab = self.source.vocab
+        if self._is_cut or not vocab.has_initial_context:
+            return b""
         length = len(vocab.initial_context)
         first = self._anchor[length : length + 1]
         begins = self._anchor[:length] == vocab.initial_context

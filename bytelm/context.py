@@ -404,8 +404,7 @@ def _spelled(text: bytes, before: Sequence[int], vocab: ByteVocab) -> list[int]:
 
 def _is_start(tokens: Sequence[int], vocab: ByteVocab) -> bool:
     """Whether tokens are what the model's texts begin behind."""
-    has_start = vocab.bos_token_id is not None or bool(vocab.eos_token_ids)
-    return has_start and tuple(tokens) == vocab.initial_context
+    return vocab.has_initial_context and tuple(tokens) == vocab.initial_context
 
 
 def _utf8(text: str, what: str = "the text") -> bytes:

@@ -43,6 +43,11 @@ class ByteVocab:
         return len(self.token_bytes)
 
     @property
+    def has_initial_context(self) -> bool:
+        """Whether there is a token that contexts start with."""
+        return self.bos_token_id is not None or bool(self.eos_token_ids)
+
+    @property
     def initial_context(self) -> tuple[int, ...]:
         """The token a context starts with: BOS, or without one the first EOS. Else VocabError."""
         if self.bos_token_id is not None:

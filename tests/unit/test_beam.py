@@ -286,6 +286,16 @@ async def test_an_eos_token_that_is_not_in_the_vocabulary_is_refused():
         await initial(StubLM(toy_vocab([])), BeamParams(K=1, eos_tokens=[b"nope"]))
 
 
+async def test_a_context_may_begin_with_any_token_where_there_is_neither_bos_nor_eos():
+    vocab = ByteVocab.from_bytes([b"", *(bytes([b]) for b in ALPHABET), b"ab"])
+    assert not vocab.has_initial_context
+    state = await ByteBeamState.initial(StubLM(vocab, seed=0), exact, initial_context=[0])
+    assert state.context == b""
+    for mode in ("exact", "fast"):
+        assert (await state.prefill(b"abcab", mode)).context == b"abcab"
+    assert len(await state.greedy(b"ab", 3)) == 5
+
+
 async def test_repr_shows_weights_tokens_and_partial():
     state = await (await initial(StubLM(toy_vocab([b"ab"])))).prefill(b"ab")
     assert repr(state).startswith("Z: -")
