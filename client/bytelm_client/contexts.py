@@ -71,19 +71,39 @@ def messages(
     Args:
         messages: ``role`` and ``content`` of each.
         add_generation_prompt: end with the beginning of an answer.
+
+    Raises:
+        TypeError: when they are no list of such pairs.
     """
+    if isinstance(messages, Mapping | str | bytes):
+        kind = type(messages).__name__
+        raise TypeError(f"a chat is a list of messages, not a {kind}: put a single one in a list")
+    for i, message in enumerate(messages):
+        if not isinstance(message, Mapping):
+            kind = type(message).__name__
+            raise TypeError(f'message {i} is no {{"role": …, "content": …}}, but a {kind}')
     return Messages(tuple(messages), add_generation_prompt)
 
 
 def bytes_json(data: str | bytes) -> str | dict[str, str]:
-    """Bytes or text as the API takes them."""
+    """Bytes or text as the API takes them.
+
+    Raises:
+        TypeError: for anything else.
+    """
     if isinstance(data, str):
         return data
+    if not isinstance(data, bytes | bytearray | memoryview):
+        raise TypeError(f"text or bytes are wanted here, not {data!r:.60}")
     return {"base64": base64.b64encode(data).decode("ascii")}
 
 
 def context_json(context: Context) -> Any:
-    """A context as the API takes it."""
+    """A context as the API takes it.
+
+    Raises:
+        TypeError: when it is none.
+    """
     match context:
         case Segments(parts):
             return {
@@ -94,8 +114,12 @@ def context_json(context: Context) -> Any:
             }
         case Messages(given, prompt):
             return {"messages": [dict(m) for m in given], "add_generation_prompt": prompt}
-        case _:
+        case str() | bytes() | bytearray() | memoryview():
             return bytes_json(context)
+        case _:
+            raise TypeError(
+                f"a context is text, bytes, segments(…) or messages(…), not {context!r:.60}"
+            )
 
 
 def is_one(context: Context | Contexts) -> bool:
