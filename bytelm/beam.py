@@ -789,6 +789,11 @@ class ByteBeamState(StatefulByteLM):
                 f"no tokenization of {_ending(self.context)} goes on with {what}: the vocabulary "
                 "has no token that begins with this byte"
             )
+        if self.at_limit:
+            return (
+                f"nothing can follow {_ending(self.context)}: the text is as long as the model "
+                f"takes, {self.source.lm.max_context_tokens} tokens"
+            )
         advice = "raise K, lower prune_threshold" + ("" if self.params.heal else ", or allow heal")
         return f"no tokenization of {_ending(self.context)} goes on with {what}: {advice}"
 

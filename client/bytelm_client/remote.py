@@ -86,6 +86,11 @@ class RemoteByteLM(StatefulByteLM):
         """The bytes consumed so far; of a chat, those behind it."""
         return self._context
 
+    @property
+    def at_limit(self) -> bool:
+        """Whether the context fills the model, so that a generation ends here."""
+        return not self.terminated and self.session.info.at_limit
+
     async def __lshift__(self, b: int) -> Self:
         b = check_symbol(b)
         self._check_open()

@@ -222,6 +222,7 @@ class SessionInfo:
         kind: whether it goes byte by byte or token by token.
         version: how many states it had so far.
         length: bytes or tokens consumed; special tokens in a text do not count.
+        at_limit: whether that fills the model, so that nothing can be generated.
         n_calls: evaluations that led here.
         expires_at: when it expires if nobody uses it, in seconds since 1970.
     """
@@ -230,6 +231,7 @@ class SessionInfo:
     kind: Literal["byte", "token"]
     version: int
     length: int
+    at_limit: bool
     n_calls: int
     expires_at: float
 

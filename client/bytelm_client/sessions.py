@@ -244,7 +244,12 @@ class BaseSession:
         if "version" in event:
             data = base64.b64decode(event["bytes"]["base64"])
             more = len(event["tokens"] if self.kind == "token" else data)
-            self.info = replace(self.info, version=event["version"], length=self.info.length + more)
+            self.info = replace(
+                self.info,
+                version=event["version"],
+                length=self.info.length + more,
+                at_limit=event.get("finish_reason") == "length",
+            )
 
 
 class Session(BaseSession):

@@ -33,6 +33,7 @@ def _session(version: int, length: int, n_calls: int) -> dict[str, Any]:
         "kind": "byte",
         "version": version,
         "length": length,
+        "at_limit": False,
         "n_calls": n_calls,
         "expires_at": 1795541003.485486,
     }

@@ -198,6 +198,28 @@ async def test_the_end_of_the_text(toy_client: AsyncClient) -> None:
         await (endless << EOS)
 
 
+async def test_a_draw_of_ones_own_ends_where_the_model_is_full(
+    client: AsyncClient, lm: Any
+) -> None:
+    text = b"#" * 196
+    local = await (await ByteBeamState.initial(lm, BeamParams(K=5))).prefill(text)
+    remote = await RemoteByteLM.initial(client, text, beam={"K": 5, "prune_threshold": 0})
+
+    def hash_only(p: Any) -> int:
+        return ord("#")
+
+    made = await remote.sample(b"", 9, hash_only)
+    assert made == await local.sample(b"", 9, hash_only) == b"####"
+    for b in made:
+        assert not remote.at_limit
+        remote = await (remote.prune() << b)
+    assert remote.at_limit
+    assert remote.prune().at_limit
+    assert (await score(remote, b"")).logprob == 0
+    with pytest.raises(ContextTooLong):
+        await score(remote, b"#")
+
+
 async def test_errors_are_those_of_local_states(client: AsyncClient) -> None:
     state = await RemoteByteLM.initial(client, beam={"K": 1, "prune_threshold": 0.9, "heal": False})
     state = await state.prefill(b"hheth", "exact")

@@ -676,6 +676,26 @@ def test_a_batch_has_a_limit(http: httpx.Client) -> None:
     assert answer.json()["error"]["param"] == "calls"
 
 
+async def test_a_session_tells_when_it_fills_the_model(create, begun) -> None:
+    # No token of the vocabulary has more than one of these bytes; 199 of them and BOS fill the
+    # model, and one more is a token that has begun.
+    session, state = create(context="#" * 197), await begun(b"#" * 197)
+    assert session.info["at_limit"] is False
+    told = []
+    for b in b"###":
+        told.append(session("advance", bytes=chr(b))["at_limit"])
+        state = await (state.prune() << b)
+        assert told[-1] == state.at_limit
+    assert told == [False, False, True]
+    answer = session.post("advance", bytes="#")
+    assert code_of(answer, 400) == "no_continuation"
+    assert "as long as the model takes, 200 tokens" in answer.json()["error"]["message"]
+    assert session.get()["at_limit"] is session.fork().info["at_limit"] is True
+    answer = session("greedy", steps=5)
+    assert answer["results"][0]["finish_reason"] == "length"
+    assert answer["session"]["at_limit"] is True
+
+
 # Token sessions.
 
 
@@ -755,6 +775,16 @@ def test_token_sessions_end_before_a_token_with_a_stop_string(create, lm) -> Non
     assert data[4:6] not in data_of(result)
     assert whole["tokens"][: len(result["tokens"])] == result["tokens"]
     assert answer["session"]["length"] == 1 + len(result["tokens"])
+
+
+def test_token_sessions_tell_when_they_fill_the_model(create) -> None:
+    session = create(kind="token", context={"tokens": [7] * 199})
+    answer = session("sample", steps=5, seed=1)
+    (result,) = answer["results"]
+    assert (result["finish_reason"], len(result["tokens"])) == ("length", 2)
+    assert answer["session"]["at_limit"] is True
+    assert session("sample", steps=5)["results"][0]["finish_reason"] == "length"
+    assert create(kind="token", context={"tokens": [7] * 200}).info["at_limit"] is False
 
 
 def test_token_sessions_forget_what_is_too_long_ago(create, lm) -> None:

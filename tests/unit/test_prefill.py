@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from bytelm.beam import BeamParams, ByteBeamState
-from bytelm.errors import BeamError, ContextTooLong, VocabError
+from bytelm.errors import BeamError, ContextTooLong, EmptyBeam, VocabError
 from bytelm.logprobs import EOS
 from bytelm.prefill import TrunkFinder
 from bytelm.testing import BruteForce, StubLM, assert_exact, assert_normalised
@@ -264,3 +264,5 @@ async def test_at_limit_tells_that_the_best_candidate_cannot_be_extended():
     state = await (state << ord("z"))
     state = await (state << ord("z"))
     assert state.at_limit
+    with pytest.raises(EmptyBeam, match="nothing can follow b'zzz': .* takes, 3 tokens"):
+        await (state << ord("z"))

@@ -38,6 +38,9 @@ class Session(TypedDict):
     length: Annotated[
         int, Field(description="Bytes consumed, special tokens not counted; or tokens.")
     ]
+    at_limit: Annotated[
+        bool, Field(description="Whether that fills the model, so that nothing can be generated.")
+    ]
     n_calls: Annotated[int, Field(description="Evaluations of it and those it came from.")]
     expires_at: Annotated[
         float, Field(description="When it expires if nobody uses it, in seconds since 1970.")

@@ -178,7 +178,13 @@ class Moves:
         assert before is not None
         n_calls = held.meta["n_calls"] + evaluations
         packed = after.packed(before.trunk)
-        meta = {**held.meta, "length": after.length, "n_calls": n_calls, "state": packed.meta}
+        meta = {
+            **held.meta,
+            "length": after.length,
+            "at_limit": after.at_limit,
+            "n_calls": n_calls,
+            "state": packed.meta,
+        }
         record = replace(
             before,
             version=before.version + 1,
@@ -224,6 +230,7 @@ class Moves:
             "kind": state.kind,
             "fingerprint": self.service.fingerprint,
             "length": state.length,
+            "at_limit": state.at_limit,
             "n_calls": lm.usage.evaluations if n_calls is None else n_calls,
             "state": packed.meta,
         }
@@ -307,6 +314,7 @@ def session_as_answer(record: Record, meta: Answer) -> answers.Session:
         kind=meta["kind"],
         version=record.version,
         length=meta["length"],
+        at_limit=meta.get("at_limit", False),
         n_calls=meta["n_calls"],
         expires_at=record.expires_at,
     )

@@ -81,6 +81,11 @@ class SessionState(ABC):
         """How many bytes a context limit counts."""
         return self.length
 
+    @property
+    @abstractmethod
+    def at_limit(self) -> bool:
+        """Whether what was consumed fills the model, so that nothing can be generated."""
+
     @abstractmethod
     def on(self, lm: AsyncTokenLM) -> Self:
         """The same state, evaluated by ``lm`` from here on."""
@@ -143,6 +148,11 @@ class ByteState(SessionState):
     def nbytes(self) -> int:
         """About how much memory it takes."""
         return self.beam.nbytes + len(self.trunk[1]) + POINTER * len(self.trunk[0])
+
+    @property
+    def at_limit(self) -> bool:
+        """See ``SessionState``; unknown, and so not, while bytes are pending."""
+        return not self.pending and self.beam.at_limit
 
     def on(self, lm: AsyncTokenLM) -> Self:
         """See ``SessionState``."""
@@ -291,6 +301,12 @@ class TokenState(SessionState):
         """About how much memory it takes."""
         return POINTER * len(self.lm_state.context)
 
+    @property
+    def at_limit(self) -> bool:
+        """See ``SessionState``."""
+        fits = self.lm_state.model.max_context_tokens
+        return fits is not None and len(self.lm_state.context) > fits
+
     def on(self, lm: AsyncTokenLM) -> Self:
         """See ``SessionState``."""
         old = self.lm_state
@@ -345,14 +361,14 @@ class TokenState(SessionState):
         if isinstance(call, Drawing) and (call.valid_utf8 or call.method == "byte"):
             name = "valid_utf8" if call.valid_utf8 else "method"
             raise FieldError(f"{name} goes with byte sessions only", name)
-        vocab, fits = self.lm_state.model.vocab, self.lm_state.model.max_context_tokens
+        vocab = self.lm_state.model.vocab
         stops = StopStrings(call.stops)
         held: list[_Token] = []
         given, state, node, size = self, self, 0, 0
         finish: FinishReason = "steps"
         logprob_of_eos = 0.0
         for left in range(call.steps, 0, -1):
-            if fits is not None and len(state.lm_state.context) > fits:
+            if state.at_limit:
                 finish = "length"
                 break
             row = await state.row()
