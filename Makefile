@@ -117,6 +117,10 @@ bench: $(INSTALLED_DEV) setup  ## Measure the speed against genlm-bytes and vLLM
 	@.venv/bin/python -m tests.benchmarks.bench main $(if $(MODEL),--model "$(MODEL)") \
 	  $(if $(TORCH_INDEX),--torch-index "$(TORCH_INDEX)")
 
+.PHONY: bench-http
+bench-http: $(INSTALLED_DEV) setup  ## Measure durable sessions over HTTP against the same in process (5 minutes)
+	@.venv/bin/python -m tests.benchmarks.sessions_http $(if $(MODEL),--model "$(MODEL)")
+
 .PHONY: bench-peers
 bench-peers: $(INSTALLED_DEV) setup  ## Let genlm-bytes finish the 2,000-byte cases of bench (hours)
 	@.venv/bin/python -m tests.benchmarks.bench peers --resume $(if $(MODEL),--model "$(MODEL)") \

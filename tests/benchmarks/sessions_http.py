@@ -3,7 +3,7 @@
 32 sessions make 256 greedy bytes each, 64 in a call over HTTP, where every call's state is in the
 store before it is answered. Both sides run one after the other in one run, on the same prompts and
 settings, caches cleared before each repetition, after one warm-up on other prompts.
-``python -m tests.benchmarks.sessions_http`` writes ``results/sessions_http.json``.
+``make bench-http`` writes ``results/sessions_http.json`` and ``.md``.
 """
 
 from __future__ import annotations
@@ -22,13 +22,23 @@ from bytelm import models
 from bytelm_client import AsyncClient, Beam
 from bytelm_client.results import Usage
 from tests.benchmarks.bench_bytelm import BytelmSide
-from tests.benchmarks.bench_cases import SHORT, STEPS, Case, Figures, Side, measure_all, say
+from tests.benchmarks.bench_cases import (
+    SHORT,
+    STEPS,
+    THRESHOLD,
+    Case,
+    Figures,
+    K,
+    Side,
+    measure_all,
+    say,
+)
 from tests.benchmarks.bench_http import HttpSide
 
 SESSIONS = 32
 STEPS_PER_CALL = 64
 GOAL = 0.9
-RESULTS = Path(__file__).parent / "results" / "sessions_http.json"
+RESULTS = Path(__file__).parent / "results"
 
 
 class SessionsSide(HttpSide):
@@ -92,15 +102,47 @@ async def run(model: str, repetitions: int) -> dict[str, Any]:
     }
 
 
+def page(found: dict[str, Any]) -> str:
+    """The results as Markdown."""
+    rows = [
+        f"| {name} | {found[f'{side}_bytes_per_second']:.0f} | "
+        + ", ".join(f"{one['bytes'] / one['seconds']:.0f}" for one in found[side])
+        + f" | {statistics.median(one['evaluations'] for one in found[side]):.0f} |"
+        for side, name in (("in_process", "in process"), ("http", "over HTTP"))
+    ]
+    return "\n".join(
+        [
+            "# Durable sessions over HTTP",
+            "",
+            f"{found['sessions']} greedy continuations of {found['steps']} bytes at once, after "
+            f"prompts of {SHORT} bytes; K={K}, threshold {THRESHOLD}, {found['model']}, "
+            f"{found['date']}. `make bench-http`.",
+            "In process: states over one engine, without sessions. Over HTTP: a session of the "
+            f"client each, {found['steps_per_call']} steps a call, created and ended within the "
+            "time; each call's state is in the server's SQLite store before it is answered. "
+            "Server and clients share the machine.",
+            "",
+            "| | bytes/s, median | each repetition | evaluations |",
+            "| --- | --: | --: | --: |",
+            *rows,
+            "",
+            f"Ratio {found['ratio']:.3f}; the goal is {found['goal']}: "
+            f"{'reached' if found['met'] else 'not reached'}.",
+            "",
+        ]
+    )
+
+
 def main() -> int:
     """Measures and writes the results; fails where the goal is missed."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--model", help="a model's folder or name; the default model otherwise")
     parser.add_argument("--repetitions", type=int, default=3)
-    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, default=RESULTS, help="the folder of the results")
     given = parser.parse_args()
     figures = asyncio.run(run(str(models.resolve(given.model)), given.repetitions))
-    given.results.write_text(json.dumps(figures, indent=1) + "\n")
+    (given.out / "sessions_http.json").write_text(json.dumps(figures, indent=1) + "\n")
+    (given.out / "sessions_http.md").write_text(page(figures))
     say(
         f"{figures['http_bytes_per_second']:.1f} bytes/s over HTTP, "
         f"{figures['in_process_bytes_per_second']:.1f} in process: {figures['ratio']:.3f}"
