@@ -72,6 +72,33 @@ def resolve(
     return _from_hub(name, progress)
 
 
+def config_folder(name: str, *, progress: Progress = _silent) -> Path:
+    """A folder with a model's ``config.json``, for who needs to know its shape only.
+
+    Args:
+        name: a folder, or a Hugging Face name, of which nothing else is fetched.
+        progress: called with one line of text if something is fetched.
+
+    Raises:
+        UnknownModel: there is none; one line that says why.
+    """
+    path = Path(name).expanduser()
+    if path.exists() or name.startswith(("/", "./", "../", "~")):
+        return resolve(name)
+    try:
+        from huggingface_hub import hf_hub_download
+    except ModuleNotFoundError as error:
+        raise _needs_extra(error) from error
+    progress(f"fetching the config of {name} from the Hugging Face hub")
+    try:
+        return Path(hf_hub_download(name, "config.json")).parent
+    except (OSError, ValueError) as error:
+        raise UnknownModel(
+            f"the model {name!r} is not a folder here and the Hugging Face hub did not give its "
+            f"config: {_first_line(error)}"
+        ) from error
+
+
 def prepared(cache_dir: Path | None = None) -> Path | None:
     """The default model's folder, if it is on this machine already."""
     target = _default_folder(cache_dir or Paths().cache_dir)

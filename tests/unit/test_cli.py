@@ -1,5 +1,6 @@
 """The command line as users meet it: as its own process."""
 
+import json
 import os
 import re
 import socket
@@ -146,3 +147,52 @@ def test_with_keys_other_machines_may_call(tmp_path: Path, taken: int) -> None:
     assert bytelm("keys", "create", "Alice", "--keys-file", path).returncode == 0
     done = bytelm("serve", "--host", "0.0.0.0", "--port", str(taken), "--keys-file", path)
     assert "in use" in one_line(done)
+
+
+def test_size_shows_models_side_by_side() -> None:
+    done = bytelm("size", "1b", "8B", "--gpu", "a100-80")
+    assert done.returncode == 0, done.stderr
+    first, names, *rows = done.stdout.splitlines()
+    assert first == "On NVIDIA A100 SXM 80 GB:"
+    assert names.split() == ["Llama-3.2-1B", "Llama-3.1-8B"]
+    (weights,) = [row for row in rows if row.startswith("weights")]
+    assert weights.split()[1:6] == ["2.47", "GB", "16.1", "GB", "computed"]
+
+
+def test_size_of_a_folder_as_json(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(
+        '{"num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 4,'
+        ' "intermediate_size": 128, "vocab_size": 1000, "tie_word_embeddings": true}'
+    )
+    done = bytelm("size", str(tmp_path), "--context", "100", "--json")
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told["model"] == tmp_path.name
+    found = {figure["name"]: figure for figure in told["figures"]}
+    assert found["KV of a token"]["value"] == 2 * 2 * 64 * 2
+    assert set(found["weights"]) == {"about", "name", "value", "unit", "kind", "how"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["8b", "--gpu", "abacus"], "abacus"),
+        (["8b", "--dtype", "int1"], "int1"),
+        (["70b", "--gpus", "1"], "do not fit"),
+        (["/no/such/model"], "does not exist"),
+    ],
+)
+def test_size_says_what_is_wrong(arguments: list[str], said: str) -> None:
+    assert said in one_line(bytelm("size", *arguments))
+
+
+def test_size_needs_nothing_heavy() -> None:
+    script = (
+        "import sys, bytelm_client.cli as cli\n"
+        "try: cli.main(['size', '8b', '--json'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'vllm', 'transformers', 'fastapi', 'httpx'}\n"
+        "print('loaded:', sorted(heavy & set(sys.modules)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "loaded: []"

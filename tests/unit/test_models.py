@@ -85,6 +85,27 @@ def test_a_hub_that_cannot_be_reached_is_one_line(monkeypatch: pytest.MonkeyPatc
         models.resolve("some/model")
 
 
+def test_of_a_model_whose_shape_is_asked_for_only_the_config_is_fetched(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, lines: list[str]
+) -> None:
+    import huggingface_hub
+
+    def fetched(name: str, file: str) -> str:
+        assert (name, file) == ("somebody/model", "config.json")
+        return str(tmp_path / file)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", fetched)
+    assert models.config_folder("somebody/model", progress=lines.append) == tmp_path
+    assert "somebody/model" in lines[0]
+
+    def unreachable(*_: object) -> str:
+        raise OSError("no route\nto the hub")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", unreachable)
+    with pytest.raises(UnknownModel, match=r"somebody/model.*no route$"):
+        models.config_folder("somebody/model")
+
+
 def test_a_hub_model_without_safetensors_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,6 +21,7 @@ from bytelm_client.cli.look import compare, next_bytes
 from bytelm_client.cli.score import score
 from bytelm_client.cli.serve import serve
 from bytelm_client.cli.sessions import sessions
+from bytelm_client.cli.size import size
 
 app = typer.Typer(
     help="Byte-level language models out of token-level ones.",
@@ -33,7 +34,7 @@ app = typer.Typer(
 for command in (serve, greedy, sample):
     app.command()(command)
 app.command("next")(next_bytes)
-for command in (score, compare, bench, doctor):
+for command in (score, compare, bench, size, doctor):
     app.command()(command)
 app.add_typer(sessions, name="sessions")
 app.add_typer(keys, name="keys")

@@ -1,0 +1,225 @@
+"""What models take on GPUs, against sums made by hand and against what was measured."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.numpy import save_file
+
+from bytelm.errors import InputError
+from bytelm_client.sizing import (
+    GPUS,
+    PRESETS,
+    Figure,
+    Load,
+    ModelShape,
+    figures,
+    gpu_named,
+    of_dtype,
+    shape_in,
+    shape_of,
+)
+from bytelm_client.sizing import estimate as constants
+
+RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
+H100 = GPUS["H100"]
+
+LLAMA_8B = {
+    "num_hidden_layers": 32,
+    "hidden_size": 4096,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "intermediate_size": 14336,
+    "vocab_size": 128256,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "max_position_embeddings": 131072,
+}
+
+
+def by_name(shape: ModelShape, load: Load | None = None, gpu: str = "H100") -> dict[str, Figure]:
+    return {one.name: one for one in figures(shape, GPUS[gpu], load or Load())}
+
+
+def value(shape: ModelShape, name: str, load: Load | None = None, gpu: str = "H100") -> float:
+    return by_name(shape, load, gpu)[name].value
+
+
+@pytest.mark.parametrize(
+    ("preset", "parameters", "kv"),
+    [
+        # As the models' own pages count them; layers · 2 · KV heads · width · 2 bytes.
+        ("135m", 134_515_008, 30 * 2 * 3 * 64 * 2),
+        ("1b", 1_235_814_400, 16 * 2 * 8 * 64 * 2),
+        ("8b", 8_030_261_248, 32 * 2 * 8 * 128 * 2),
+        ("70b", 70_553_706_496, 80 * 2 * 8 * 128 * 2),
+    ],
+)
+def test_parameters_and_cache_are_those_of_the_published_models(
+    preset: str, parameters: int, kv: int
+) -> None:
+    assert PRESETS[preset].parameters == parameters
+    assert PRESETS[preset].kv_bytes_per_token == kv
+
+
+def test_a_config_gives_the_same_as_the_preset() -> None:
+    assert shape_of(LLAMA_8B, "Llama-3.1-8B") == PRESETS["8b"]
+
+
+def test_experts_are_all_kept_and_few_are_used() -> None:
+    mixtral: dict[str, Any] = {
+        "num_hidden_layers": 32,
+        "hidden_size": 4096,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "intermediate_size": 14336,
+        "vocab_size": 32000,
+        "num_local_experts": 8,
+        "num_experts_per_tok": 2,
+    }
+    shape = shape_of(mixtral, "Mixtral-8x7B")
+    assert shape.parameters == 46_702_792_704
+    # 12.9 billion, as its makers say, without the first matrix.
+    assert shape.active_parameters == 12_879_925_248 - 32000 * 4096
+
+
+def test_a_text_model_inside_another_is_found() -> None:
+    assert shape_of({"text_config": LLAMA_8B}, "x").parameters == PRESETS["8b"].parameters
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"kv_lora_rank": 512}, "kv_lora_rank"),
+        ({"num_hidden_layers": None}, "no num_hidden_layers"),
+        ({"quantization_config": {"quant_method": "gptq"}}, "gptq"),
+        ({"torch_dtype": "int3"}, "int3"),
+    ],
+)
+def test_a_config_that_is_not_understood_is_refused(change: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        shape_of({**LLAMA_8B, **change}, "x")
+
+
+def test_weights_that_are_there_are_counted_by_their_files(tmp_path: Path) -> None:
+    import numpy as np
+
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA_8B))
+    assert shape_in(tmp_path).read_bytes is None
+    save_file({"a": np.zeros(1000, np.float32)}, tmp_path / "model-1.safetensors")
+    save_file({"b": np.zeros(10, np.float16)}, tmp_path / "model-2.safetensors")
+    shape = shape_in(tmp_path)
+    assert shape.weight_bytes == 4020
+    assert by_name(shape)["weights"].kind == "measured"
+    assert shape_in(tmp_path, "fp8").weight_bytes == 8_030_261_248
+
+
+def test_memory_of_8b_on_an_h100_by_hand() -> None:
+    found = by_name(PRESETS["8b"])
+    assert found["weights"].value == 2 * 8_030_261_248
+    assert found["GPUs"].value == 1
+    # 90 % of 80 GB, less 3 GB and the weights, over 128 KiB
+    assert found["tokens in the KV cache"].value == int((72e9 - 3e9 - 16_060_522_496) / 131072)
+    assert found["sessions of 2,048 tokens"].value == 197
+    assert found["shared memory for rows"].value == 256 * (64 + 128256 * 4)
+
+
+def test_speed_of_8b_on_an_h100_by_hand() -> None:
+    found = by_name(PRESETS["8b"], Load(efficiency=0.5))
+    read = 2 * (8_030_261_248 - 128256 * 4096) + 128 * 2048 * 131072
+    assert found["step: reading memory"].value == pytest.approx(read / (0.5 * 3350e9))
+    products = 128 * (2 * (8_030_261_248 - 128256 * 4096) + 4 * 32 * 32 * 128 * 2048)
+    assert found["step: products"].value == pytest.approx(products / (0.5 * 989e12))
+    assert found["step: rows to the host"].value == pytest.approx(128 * 128256 * 4 / (0.5 * 64e9))
+    step = (read / 3350e9 + 128 * 128256 * 4 / 64e9) / 0.5 + 2e-3
+    assert found["evaluations/s of the GPUs"].value == pytest.approx(128 / step)
+    assert found["bytes/s of the GPUs"].value == pytest.approx(128 / step / 0.358)
+
+
+def test_the_slower_of_gpus_and_host_decides() -> None:
+    fast, slow = by_name(PRESETS["1b"]), by_name(PRESETS["8b"], gpu="L4", load=Load(gpus=1))
+    for found, limit in ((fast, "host"), (slow, "GPUs")):
+        reached = found[f"evaluations/s of the {limit}"].value / 0.358
+        assert found["bytes/s of a server"].value == pytest.approx(reached)
+        assert limit in found["bytes/s of a server"].how
+
+
+def test_a_model_is_split_over_as_few_gpus_as_hold_it() -> None:
+    assert value(PRESETS["70b"], "GPUs") == 4
+    assert value(PRESETS["70b"], "GPUs", Load(concurrent=1)) == 4
+    assert value(PRESETS["70b"], "GPUs", gpu="B200") == 2
+    assert value(of_dtype(PRESETS["70b"], "fp8"), "GPUs", Load(concurrent=1)) == 2
+    assert value(PRESETS["70b"], "GPUs", Load(gpus=8)) == 8
+
+
+def test_heads_of_keys_that_are_fewer_than_gpus_are_copied() -> None:
+    one = value(PRESETS["1b"], "tokens in the KV cache", Load(gpus=8))
+    two = value(PRESETS["1b"], "tokens in the KV cache", Load(gpus=16))
+    weights = 2 * 1_235_814_400
+    assert one == int((8 * 69e9 - weights) / 32768)
+    assert two == int((16 * 69e9 - weights) / 65536)
+
+
+def test_a_step_has_no_more_contexts_than_fit() -> None:
+    found = by_name(PRESETS["8b"], Load(gpus=1), gpu="L4")
+    assert found["sessions of 2,048 tokens"].value < 128
+    assert found["step: products"].how == f"{found['sessions of 2,048 tokens'].value} contexts"
+
+
+@pytest.mark.parametrize(
+    ("load", "gpu", "said"),
+    [
+        (Load(gpus=1), "L4", "do not fit on 1 of NVIDIA L4"),
+        (Load(gpus=3), "H100", "64 heads"),
+        (Load(context=1 << 18), "H100", "at most 131072"),
+        (Load(concurrent=1 << 20), "L4", "--concurrent"),
+    ],
+)
+def test_what_does_not_fit_is_said(load: Load, gpu: str, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        figures(PRESETS["70b"], GPUS[gpu], load)
+
+
+def test_gpus_are_found_however_they_are_written() -> None:
+    assert gpu_named("rtx 4090") is GPUS["RTX4090"]
+    with pytest.raises(InputError, match="H100, "):
+        gpu_named("TPU")
+
+
+def test_every_figure_says_where_it_is_from() -> None:
+    given = Load(gpus=1, evaluations_per_byte=0.5)
+    assert by_name(PRESETS["1b"], given)["evaluations per byte"].kind == "assumed"
+    for found in (by_name(PRESETS["1b"]), by_name(PRESETS["1b"], given)):
+        assert {one.kind for one in found.values()} == {
+            "measured", "computed", "published", "assumed"
+        }  # fmt: skip
+        assert all(one.how for one in found.values())
+
+
+def test_sessions_take_more_where_the_vocabulary_is_larger() -> None:
+    small = replace(PRESETS["1b"], vocab=constants.MEASURED_VOCAB)
+    assert value(small, "in memory after next") == constants.ASKED
+    twice = replace(small, vocab=2 * constants.MEASURED_VOCAB)
+    assert value(twice, "in memory after next") == 2 * constants.ASKED
+    assert value(twice, "beam in the store") == value(small, "beam in the store")
+
+
+def test_what_counts_as_measured_is_what_was_measured() -> None:
+    host = json.loads((RESULTS / "bench_host.json").read_text())
+    (many,) = [m for m in host["medians"] if (m["library"], m["states"]) == ("bytelm", 32)]
+    assert many["us_per_evaluation"] * 1e-6 == pytest.approx(constants.ROW_SECONDS, rel=0.1)
+    byte = many["us_per_byte_without_evaluations"] * 1e-6
+    assert byte == pytest.approx(constants.BYTE_SECONDS, rel=0.1)
+    memory = json.loads((RESULTS / "session_memory.json").read_text())
+    assert memory["vocabulary"] == constants.MEASURED_VOCAB
+    for name, used in [
+        ("head", constants.STORED_HEAD), ("moved", constants.MOVED), ("asked", constants.ASKED)
+    ]:  # fmt: skip
+        assert memory["all"][name]["mean"] == pytest.approx(used, rel=0.1)
+    profile = (RESULTS / "engine_profile.md").read_text()
+    assert f"{constants.EVALUATIONS_PER_BYTE} at 0.01" in profile
+    assert "| 128 | 3.2 | 16.7 | 275.3 | 5.2 |" in profile
+    sending = (3.2 + 16.7 + 5.2) * 1e-3 / 128
+    assert sending == pytest.approx(constants.SENDING_SECONDS)
