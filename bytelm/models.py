@@ -99,6 +99,14 @@ def config_folder(name: str, *, progress: Progress = _silent) -> Path:
         ) from error
 
 
+def short_name(name: str) -> str:
+    """A model's name without where it is on this machine."""
+    if name in ("", DEFAULT):
+        return DEFAULT_NAME
+    path = Path(name).expanduser()
+    return path.resolve().name if path.is_dir() else name
+
+
 def prepared(cache_dir: Path | None = None) -> Path | None:
     """The default model's folder, if it is on this machine already."""
     target = _default_folder(cache_dir or Paths().cache_dir)

@@ -6,11 +6,11 @@ The server and the engine are imported inside the command.
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from bytelm.models import resolve, short_name
 from bytelm.settings import EngineSettings, ServerSettings
 from bytelm_client.cli.console import Progress, one_line_errors
 from bytelm_client.cli.flags import read_settings, with_flags
@@ -38,7 +38,7 @@ def serve(
     """
     with one_line_errors():
         server_settings = read_settings(ServerSettings, flags)
-        name = server_settings.served_model_name or _short_name(model)
+        name = server_settings.served_model_name or short_name(model)
         server_settings = server_settings.model_copy(update={"served_model_name": name})
         engine_settings = read_settings(EngineSettings, flags)
         # What can go wrong at once goes wrong before the slow steps.
@@ -52,7 +52,6 @@ def serve(
 
         @asynccontextmanager
         async def open_lm() -> "AsyncIterator[AsyncTokenLM]":
-            from bytelm.models import resolve
             from bytelm.vllm.engine import VllmEngine
 
             folder = await asyncio.to_thread(resolve, model, progress=progress)
@@ -75,16 +74,6 @@ def serve(
         finally:
             progress.done()
     raise typer.Exit(code)
-
-
-def _short_name(model: str) -> str:
-    """A model's name without where it is on this machine."""
-    from bytelm.models import DEFAULT, DEFAULT_NAME
-
-    if model in ("", DEFAULT):
-        return DEFAULT_NAME
-    path = Path(model).expanduser()
-    return path.resolve().name if path.is_dir() else model
 
 
 def _ready(model: str, url: str, keys: int) -> str:
