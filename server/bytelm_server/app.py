@@ -45,7 +45,12 @@ async def _nobody_reads(request: Request, error: Exception) -> Response:
     return Response(status_code=499)
 
 
-def create_app(lm: AsyncTokenLM | OpenLM, settings: ServerSettings | None = None) -> FastAPI:
+def create_app(
+    lm: AsyncTokenLM | OpenLM,
+    settings: ServerSettings | None = None,
+    *,
+    wait_until_ready: bool = False,
+) -> FastAPI:
     """The application over a token LM that is ready, or one that it starts and ends itself.
 
     Args:
@@ -54,6 +59,8 @@ def create_app(lm: AsyncTokenLM | OpenLM, settings: ServerSettings | None = None
             and entered again when the token LM's ``is_alive`` is false. The token LM's
             ``chat_template`` (a ``bytelm.context.ChatTemplate``), if it has one, renders messages.
         settings: limits and defaults; from the environment when not given.
+        wait_until_ready: the application's start ends when the model is ready, and fails if the
+            model's does; otherwise calls are answered with 503 until then.
 
     Raises:
         KeyFileError: when the file of API keys cannot be read.
@@ -62,7 +69,7 @@ def create_app(lm: AsyncTokenLM | OpenLM, settings: ServerSettings | None = None
     ``state.metrics`` its ``Metrics``, ``state.keys`` its ``Keys``.
     """
     settings = settings or ServerSettings()
-    ready = isinstance(lm, AsyncTokenLM)
+    waits = wait_until_ready or isinstance(lm, AsyncTokenLM)
     if isinstance(lm, AsyncTokenLM):
         backend = Backend(lambda: nullcontext(lm), settings, can_restart=False)
     else:
@@ -72,7 +79,7 @@ def create_app(lm: AsyncTokenLM | OpenLM, settings: ServerSettings | None = None
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with sessions.running(), backend.running():
-            if ready:
+            if waits:
                 await backend.started()
             yield
 

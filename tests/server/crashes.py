@@ -10,6 +10,8 @@ from typing import Any
 
 import httpx
 
+from bytelm_client.retries import LATER
+
 CLIENTS = 32
 
 
@@ -43,7 +45,7 @@ class Client:
                 answer = await self.http.post(path, json=body, headers=headers)
             except httpx.TransportError:
                 answer = None
-            if answer is not None and answer.status_code != 503:
+            if answer is not None and answer.status_code not in LATER:
                 assert answer.status_code == 200, answer.text
                 return answer.json()
             self.retries += 1

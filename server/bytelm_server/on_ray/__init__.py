@@ -1,0 +1,1 @@
+"""bytelm on Ray Serve: what runs in its replicas, and what runs in its HTTP proxies."""

@@ -1,0 +1,158 @@
+"""Two replicas of Ray Serve are like one server."""
+
+import asyncio
+import json
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.deploy.ray_cluster import HEADER, Cluster
+from tests.server.crashes import CLIENTS, Crashes
+
+DELAY = 0.05
+"""Seconds that an evaluation takes, so that streams last."""
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    # Sockets' paths must be short.
+    with tempfile.TemporaryDirectory(prefix="bytelm-ray-") as name:
+        folder = Path(name)
+        engine = {"evaluations": str(folder / "evaluations"), "delay": DELAY}
+        made = Cluster(folder, "tests.deploy.ray_stub:build", engine)
+        try:
+            made.start()
+            yield made
+        finally:
+            made.end()
+
+
+@pytest.fixture
+def http(cluster: Cluster) -> Iterator[httpx.Client]:
+    with cluster.client() as client:
+        yield client
+
+
+def evaluations(cluster: Cluster) -> int:
+    """All that were begun so far, in whatever replica."""
+    return Path(cluster.engine["evaluations"]).stat().st_size
+
+
+def by(answer: httpx.Response) -> str:
+    """The replica that answered."""
+    assert answer.status_code == 200, answer.text
+    return answer.headers[HEADER]
+
+
+def some_session(http: httpx.Client) -> str:
+    made = http.post("/v1/sessions", json={"context": "hello "})
+    assert made.status_code == 200, made.text
+    return made.json()["id"]
+
+
+def test_a_session_stays_at_its_replica_and_sessions_spread(http: httpx.Client) -> None:
+    at: Counter[str] = Counter()
+    for _ in range(40):
+        path = f"/v1/sessions/{some_session(http)}"
+        answers = [
+            http.post(f"{path}/advance", json={"bytes": "a"}),
+            http.get(f"{path}/next"),
+            http.post(f"{path}/greedy", json={"steps": 1}),
+            # What a client says of itself does not lead elsewhere.
+            http.get(path, headers={"X-Session-Id": "another"}),
+        ]
+        (replica,) = set(map(by, answers))
+        at[replica] += 1
+    assert len(at) == 2
+    assert min(at.values()) >= 5
+
+
+def test_calls_without_a_session_spread(http: httpx.Client) -> None:
+    at = Counter(by(http.get("/v1/models")) for _ in range(40))
+    assert len(at) == 2
+    assert min(at.values()) >= 5
+
+
+def test_a_batch_of_sessions_of_both_replicas_is_answered_by_one(http: httpx.Client) -> None:
+    sessions = [some_session(http) for _ in range(8)]
+    calls = [{"id": one, "call": "advance", "body": {"bytes": "the"}} for one in sessions]
+    by(http.post("/v1/sessions:batch", json={"calls": calls}))
+    for session in sessions:
+        now = http.get(f"/v1/sessions/{session}").json()
+        assert (now["version"], now["length"]) == (2, 9)
+
+
+def test_who_has_no_key_is_refused_and_metrics_are_hidden(cluster: Cluster) -> None:
+    assert httpx.post(f"{cluster.url}/v1/sessions", json={}).status_code == 401
+    assert httpx.get(f"{cluster.url}/metrics", headers=cluster.headers).status_code == 404
+    assert httpx.get(f"{cluster.url}/health").json() == {"status": "ready"}
+
+
+def test_a_stream_arrives_while_it_is_made(cluster: Cluster, http: httpx.Client) -> None:
+    body: dict[str, Any] = {"context": "an apple", "steps": 24, "stream": True}
+    with http.stream("POST", "/v1/greedy", json=body) as answer:
+        assert answer.status_code == 200
+        seen = []
+        for line in answer.iter_lines():
+            if line.startswith("data: {") and "bytes" in json.loads(line[6:]):
+                seen.append(evaluations(cluster))
+    # While the first bytes were here, the replica still had most of its work before it.
+    assert len(seen) > 5
+    assert seen[0] < seen[len(seen) // 2] < seen[-1]
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "one answer"])
+def test_a_client_that_goes_away_ends_its_work(
+    cluster: Cluster, http: httpx.Client, stream: bool
+) -> None:
+    body: dict[str, Any] = {"context": "the other", "steps": 60, "stream": stream}
+    before = evaluations(cluster)
+    http.post("/v1/greedy", json=body | {"stream": False}).raise_for_status()
+    whole = evaluations(cluster) - before
+
+    before = evaluations(cluster)
+    with cluster.client() as own:
+        if stream:
+            with own.stream("POST", "/v1/greedy", json=body) as answer:
+                next(answer.iter_lines())
+        else:
+            with pytest.raises(httpx.ReadTimeout):
+                own.post("/v1/greedy", json=body, timeout=10 * DELAY)
+    deadline = time.monotonic() + 60
+    while True:
+        now = evaluations(cluster)
+        time.sleep(20 * DELAY)
+        if evaluations(cluster) == now:
+            break
+        assert time.monotonic() < deadline, "the work goes on"
+    assert now - before < whole / 2
+
+
+def test_a_large_body_goes_through(http: httpx.Client) -> None:
+    body = json.dumps({"context": "hello", "top": 1}) + " " * 300_000
+    by(http.post("/v1/next_bytes", content=body, headers={"Content-Type": "application/json"}))
+
+
+@pytest.mark.timeout(600)
+async def test_sessions_of_a_killed_replica_go_on_at_the_other(cluster: Cluster) -> None:
+    """Under load, with no acknowledged byte lost and none taken twice."""
+    victim = cluster.replicas()[0]
+    before = await asyncio.to_thread(cluster.seen)
+    assert len(before) == 2
+
+    own = {"Authorization": f"Bearer {cluster.new_key()}"}
+    # Ray starts another one by itself.
+    crashes = Crashes(cluster.url, lambda: None, victim.kill, headers=own)
+    await crashes.run(kills=1, seconds=2)
+    assert not victim.is_running()
+    assert sum(client.version - 1 for client in crashes.clients) >= CLIENTS
+    deadline = time.monotonic() + 120
+    while len(now := await asyncio.to_thread(cluster.seen)) != 2:
+        assert time.monotonic() < deadline, "Ray starts no other replica"
+    assert len(before & now) == 1
