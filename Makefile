@@ -31,6 +31,7 @@ SHELL := bash
 KEY := $(shell { cat pyproject.toml constraints.txt; echo '$(CURDIR)'; } | cksum | cut -d' ' -f1)
 INSTALLED := .venv/.installed-$(DEVICE)-$(KEY)
 INSTALLED_DEV := .venv/.installed-$(DEVICE)-dev-$(KEY)
+INSTALLED_RAY := .venv/.installed-$(DEVICE)-ray-$(KEY)
 
 # pip with one moving line on a terminal, silence elsewhere, and everything in a log.
 define PIP
@@ -48,6 +49,18 @@ pip_failed() {
   echo "error: the installation failed: $$(grep -om1 'ERROR: .*' .venv/install.log || tail -n1 .venv/install.log)" >&2
   echo "The whole story is in .venv/install.log. $${1-}" >&2
   exit 1
+}
+endef
+
+# Programs of Debian that are packages of the same name.
+define NEED
+need() {
+  for program in "$$@"; do
+    PATH="$$PATH:/usr/sbin" command -v "$$program" >/dev/null && continue
+    [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && echo "==> installing $$program" &&
+    apt-get install -qq -y "$$program" >/dev/null ||
+    { echo "error: these tests need $$program: sudo apt-get install $$program" >&2; exit 1; }
+  done
 }
 endef
 
@@ -87,17 +100,15 @@ test-server: $(INSTALLED_DEV) setup  ## Run the tests on real server processes
 
 .PHONY: test-scale
 test-scale: $(INSTALLED_DEV) setup  ## Run what takes several servers: Redis, a gateway, two engines
-	@for program in redis-server haproxy; do
-	  command -v $$program >/dev/null && continue
-	  [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && echo "==> installing $$program" &&
-	  apt-get install -qq -y $$program >/dev/null ||
-	  { echo "error: these tests need $$program: sudo apt-get install $$program" >&2; exit 1; }
-	done
+	@$(NEED)
+	need redis-server haproxy
 	.venv/bin/python -m pytest tests/scale
 
 .PHONY: test-deploy
-test-deploy: $(INSTALLED_DEV) setup  ## Check the files of docker/; build the CPU image without Docker and serve from it
-	@.venv/bin/python -m pytest tests/deploy
+test-deploy: $(INSTALLED_RAY) setup  ## Check the files of docker/; serve from the CPU image's tree; Prometheus, Ray Serve
+	@$(NEED)
+	need redis-server prometheus
+	.venv/bin/python -m pytest tests/deploy
 
 .PHONY: faults
 faults: $(INSTALLED_DEV) setup  ## Kill servers, engines and clients under load, again and again
@@ -192,4 +203,10 @@ $(INSTALLED_DEV): $(INSTALLED)
 	@$(PIP)
 	echo "==> installing what tests need (under a minute)"
 	pip_install -e '.[dev]' || pip_failed
+	touch $@
+
+$(INSTALLED_RAY): $(INSTALLED_DEV)
+	@$(PIP)
+	echo "==> installing Ray (under a minute)"
+	pip_install -e '.[ray]' || pip_failed
 	touch $@
