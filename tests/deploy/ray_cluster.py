@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,13 @@ HEADER = "x-bytelm-server"
 
 @dataclass
 class Cluster:
-    """Ray's head alone, with an application of two replicas.
+    """Ray's head alone, with an application of some replicas.
 
     Attributes:
         folder: everything is kept there.
         import_path: the application.
         engine: its engine's settings.
+        count: its replicas.
         url: where it answers.
         key: an API key.
     """
@@ -39,14 +40,14 @@ class Cluster:
     folder: Path
     import_path: str
     engine: dict[str, Any]
+    count: int = 2
     url: str = ""
     key: str = ""
     redis: RedisServer | None = None
     ray: subprocess.Popen[bytes] | None = None
-    more: dict[str, Any] = field(default_factory=dict)
 
     def start(self) -> None:
-        """All of it; returns when both replicas answer."""
+        """All of it; returns when all replicas answer."""
         # A socket's path must be short.
         self.redis = RedisServer(Path(tempfile.mkdtemp(prefix="bytelm-redis-", dir=self.folder)))
         self.redis.start("--appendonly", "yes", "--appendfsync", "always")
@@ -59,7 +60,7 @@ class Cluster:
             assert time.monotonic() < deadline, done.stdout
             time.sleep(1)
         deadline = time.monotonic() + 240
-        while len(self.seen()) < 2:
+        while len(self.seen()) < self.count:
             if time.monotonic() > deadline:
                 raise TimeoutError(self._run(["serve", "status", "--address", dashboard]).stdout)
             time.sleep(0.5)
@@ -104,8 +105,8 @@ class Cluster:
         }
         application["args"]["engine"] = self.engine
         (deployment,) = application["deployments"]
-        deployment["autoscaling_config"] |= {"min_replicas": 2, "max_replicas": 2}
-        deployment |= self.more
+        sizes = ("min_replicas", "initial_replicas", "max_replicas")
+        deployment["autoscaling_config"] |= dict.fromkeys(sizes, self.count)
         return config
 
     def _environment(self) -> dict[str, str]:

@@ -1,15 +1,18 @@
 """Two replicas of Ray Serve are like one server."""
 
 import asyncio
+import base64
 import json
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 
 from tests.deploy.ray_cluster import HEADER, Cluster
@@ -20,17 +23,26 @@ DELAY = 0.05
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
+def folder() -> Iterator[Path]:
     # Sockets' paths must be short.
     with tempfile.TemporaryDirectory(prefix="bytelm-ray-") as name:
-        folder = Path(name)
-        engine = {"evaluations": str(folder / "evaluations"), "delay": DELAY}
-        made = Cluster(folder, "tests.deploy.ray_stub:build", engine)
-        try:
-            made.start()
-            yield made
-        finally:
-            made.end()
+        yield Path(name)
+
+
+@contextmanager
+def running(cluster: Cluster) -> Iterator[Cluster]:
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.end()
+
+
+@pytest.fixture(scope="module")
+def cluster(folder: Path) -> Iterator[Cluster]:
+    engine = {"evaluations": str(folder / "evaluations"), "delay": DELAY}
+    with running(Cluster(folder, "tests.deploy.ray_stub:build", engine)) as made:
+        yield made
 
 
 @pytest.fixture
@@ -156,3 +168,41 @@ async def test_sessions_of_a_killed_replica_go_on_at_the_other(cluster: Cluster)
     while len(now := await asyncio.to_thread(cluster.seen)) != 2:
         assert time.monotonic() < deadline, "Ray starts no other replica"
     assert len(before & now) == 1
+
+
+@pytest.mark.timeout(900)
+def test_a_real_engine_ends_with_its_replica_and_its_sessions_go_on() -> None:
+    """docker/ray's own application, on a CPU."""
+    with tempfile.TemporaryDirectory(prefix="bytelm-ray-") as name:
+        engine = {"device": "cpu", "kv_cache_memory_bytes": 1 << 29}
+        build = "bytelm_server.on_ray.deployment:build"
+        with running(Cluster(Path(name), build, engine, count=1)) as cluster:
+            _go_on_after_a_kill(cluster)
+
+
+def _go_on_after_a_kill(cluster: Cluster) -> None:
+    with cluster.client() as http:
+        (before,) = cluster.seen()
+        made = http.post("/v1/sessions", json={"context": "An apple a day keeps "}).json()
+        path = f"/v1/sessions/{made['id']}"
+        by(http.post(f"{path}/advance", json={"bytes": "the "}))
+        (victim,) = cluster.replicas()
+        engine = victim.children(recursive=True)
+        assert engine
+        victim.kill()
+        psutil.wait_procs(engine, timeout=60)
+        assert not [process for process in engine if process.is_running()]
+
+        deadline = time.monotonic() + 300
+        while not (now := cluster.seen()):
+            assert time.monotonic() < deadline, "Ray starts no other replica"
+            time.sleep(1)
+        assert now != {before}
+        body = {"steps": 12, "stream": True}
+        text = b""
+        with http.stream("POST", f"{path}/greedy", json=body) as answer:
+            for line in answer.iter_lines():
+                if line.startswith("data: {"):
+                    text += base64.b64decode(json.loads(line[6:])["bytes"]["base64"])
+        assert text == b"doctor away."
+        assert http.get(path).json()["length"] == len("An apple a day keeps the doctor away.")
