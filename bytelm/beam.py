@@ -378,8 +378,13 @@ class ByteBeamState(StatefulByteLM):
             return state
         return await state._slid()
 
-    async def _moved(self, b: int) -> Self:
-        """The state after ``b``, however long its candidates are."""
+    async def _moved(self, b: int, way: bytes = b"") -> Self:
+        """The state after ``b``, however long its candidates are.
+
+        Args:
+            b: the symbol.
+            way: ``b`` and the bytes after it, where they are known.
+        """
         b = check_symbol(b)
         self._check_open()
         trie = self.source.trie
@@ -388,7 +393,7 @@ class ByteBeamState(StatefulByteLM):
         )
         opened: list[_Opened] = []
         if wanted := self._wanted(log_z, need_one=not len(parent)):
-            opened = [o for o in await self._open(wanted) if o.row.root[b] > 0.0]
+            opened = [o for o in await self._open(wanted, way) if o.row.root[b] > 0.0]
         if b == EOS:
             ended = [(o.path, o.weight + math.log(o.row.root[EOS])) for o in opened]
             state = self._with((), _NONE, sorted(ended, key=lambda e: -e[1]), terminated=True)
@@ -551,12 +556,12 @@ class ByteBeamState(StatefulByteLM):
             wanted = sorted(self._extensions(log_z, -math.inf), key=lambda one: -one.weight)[:1]
         return [one for one in wanted if self._fits(len(one.path))] if wanted else wanted
 
-    async def _open(self, wanted: Sequence[_Wanted]) -> list[_Opened]:
-        """Evaluates what was not evaluated yet."""
+    async def _open(self, wanted: Sequence[_Wanted], way: bytes = b"") -> list[_Opened]:
+        """Evaluates what was not evaluated yet; ``way`` are the next bytes, where known."""
         missing = [one for one in wanted if one.key not in self._rows]
         if missing:
-            if not self.source.knows_more and read_ahead.is_idle(self.source.lm):
-                self._read_ahead(missing)
+            if way or read_ahead.is_idle(self.source.lm):
+                self._read_ahead(missing, way)
             rows = await gather([self._evaluate(one) for one in missing])
             for one, row in zip(missing, rows, strict=True):
                 self._rows[one.key] = row
@@ -570,8 +575,13 @@ class ByteBeamState(StatefulByteLM):
             return await self.source.evaluate(one.path)
         return self.source.read(await asyncio.shield(answer))
 
-    def _read_ahead(self, missing: Sequence[_Wanted]) -> None:
-        """Begin evaluations that the likeliest way on from ``missing`` would ask for soon."""
+    def _read_ahead(self, missing: Sequence[_Wanted], way: bytes) -> None:
+        """Begin evaluations that will probably be asked for soon.
+
+        Args:
+            missing: those that are asked for now.
+            way: the next bytes; where not known, those of the likeliest token.
+        """
         trie, (_, nodes, starts, _, pieces) = self.source.trie, self._candidates
         threshold = self.params.prune_threshold
         soon: list[tuple[Path, int]] = []
@@ -579,8 +589,12 @@ class ByteBeamState(StatefulByteLM):
             if i >= 0 and self._fits(len(self._paths[i]) + 1):
                 size = trie.hi[nodes[i]] - trie.lo[nodes[i]]
                 piece = pieces[starts[i] : starts[i] + size]
-                coming = read_ahead.coming(trie, int(nodes[i]), piece, threshold)
-                soon += [(self._paths[i], token) for token in coming]
+                coming = read_ahead.coming(trie, int(nodes[i]), piece, threshold, way)
+                soon += [
+                    (self._paths[i], token)
+                    for token in coming
+                    if not self.source.knows((*self._paths[i], token))
+                ]
         self._ahead = self._ahead.asking(self.source.lm, soon[: read_ahead.MOST])
 
     def _extensions(self, log_z: float, log_threshold: float) -> list[_Wanted]:
@@ -713,8 +727,8 @@ class ByteBeamState(StatefulByteLM):
                     await submitted[path]
             state = self._with((), _NONE, [(base, 0.0)])
             state.source = self.source.knowing(submitted)
-            for b in trunk.rest:
-                state = await state.prune()._moved(b)
+            for at, b in enumerate(trunk.rest):
+                state = await state.prune()._moved(b, trunk.rest[at:])
             # The canonical tokens of the whole text are likely to be asked for next.
             done = [(path, answer) for path, answer in submitted.items() if answer.done()]
             nodes = state._candidates.node

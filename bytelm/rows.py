@@ -274,10 +274,9 @@ class RowSource:
         source.lm = lm
         return source
 
-    @property
-    def knows_more(self) -> bool:
-        """Whether some contexts need not be evaluated."""
-        return bool(self._known)
+    def knows(self, context: tuple[int, ...]) -> bool:
+        """Whether a context is not evaluated again."""
+        return context in self._known
 
     def knowing(self, known: Mapping[tuple[int, ...], Awaitable[NDArray[np.float32]]]) -> RowSource:
         """The same, but contexts in ``known`` are not evaluated again."""
