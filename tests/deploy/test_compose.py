@@ -26,9 +26,9 @@ PROFILES = {
 }
 
 
-def config(*profiles: str, **environment: str) -> dict[str, Any]:
+def config(*profiles: str, file: Path = FILE, **environment: str) -> dict[str, Any]:
     """What docker-compose makes of the file."""
-    command = [str(tool("docker-compose")), "--file", str(FILE)]
+    command = [str(tool("docker-compose")), "--file", str(file)]
     for profile in profiles:
         command += ["--profile", profile]
     command += ["config", "--format", "json"]
@@ -92,6 +92,18 @@ def test_variables_reach_the_services() -> None:
     assert replica["build"]["args"] == {"TORCH_INDEX": ""}
     assert (gateway["ports"][0]["host_ip"], gateway["ports"][0]["published"]) == ("0.0.0.0", "80")
     assert made["secrets"]["hf_token"]["file"] == "/somewhere/token"
+
+
+def test_settings_of_ones_own_are_in_a_file_that_need_not_be_there(tmp_path: Path) -> None:
+    copied = tmp_path / "compose.yaml"
+    copied.write_bytes(FILE.read_bytes())
+    before = config("cuda", "scale", file=copied)["services"]
+    (tmp_path / "bytelm.env").write_text("BYTELM_ENGINE_MAX_MODEL_LEN=8192\n")
+    after = config("cuda", "scale", file=copied)["services"]
+    for server in ("bytelm", "replica-0", "replica-1"):
+        added = {"BYTELM_ENGINE_MAX_MODEL_LEN": "8192"}
+        assert after[server]["environment"] == before[server]["environment"] | added
+    assert "environment" not in after["redis"]
 
 
 def test_each_replica_has_a_gpu_of_its_own() -> None:
