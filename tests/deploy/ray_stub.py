@@ -1,6 +1,7 @@
-"""bytelm on Ray over a StubLM, whose evaluations are counted in a file."""
+"""bytelm on Ray over a StubLM, seen and steered by files."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,12 +14,23 @@ from tests.server.stub_server import SteeredLM
 
 
 class CountedLM(SteeredLM):
-    """A StubLM of which each evaluation, in whatever process, makes a file one byte longer."""
+    """A StubLM that makes a file one byte longer at each evaluation, in whatever process.
 
-    def __init__(self, evaluations: Path, delay: float) -> None:
+    It dies when another file is made, or touched, after it was born.
+    """
+
+    def __init__(self, evaluations: Path, death: Path, delay: float) -> None:
         super().__init__()
-        self._evaluations = evaluations
-        self._delay = delay
+        self._evaluations, self._death, self._delay = evaluations, death, delay
+        self._born = time.time()
+
+    @property
+    def is_alive(self) -> bool:
+        return not (self._death.exists() and self._death.stat().st_mtime > self._born)
+
+    @is_alive.setter
+    def is_alive(self, value: bool) -> None:
+        """What it is at first goes without saying."""
 
     async def next_token_logprobs(self, token_ids: Sequence[int]):
         with self._evaluations.open("ab") as file:
@@ -30,12 +42,12 @@ class CountedLM(SteeredLM):
 class OpenStub:
     """Makes one in a replica."""
 
-    def __init__(self, evaluations: str, delay: float) -> None:
-        self._evaluations, self._delay = Path(evaluations), delay
+    def __init__(self, evaluations: str, death: str, delay: float) -> None:
+        self._files, self._delay = (Path(evaluations), Path(death)), delay
 
     @asynccontextmanager
     async def __call__(self) -> AsyncIterator[AsyncTokenLM]:
-        yield CountedLM(self._evaluations, self._delay)
+        yield CountedLM(*self._files, self._delay)
 
 
 def build(args: Arguments) -> Any:

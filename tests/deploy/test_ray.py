@@ -15,6 +15,9 @@ import httpx
 import psutil
 import pytest
 
+from bytelm.errors import InputError
+from bytelm.settings import ServerSettings
+from bytelm_server.keys import KeyFile
 from tests.deploy.ray_cluster import HEADER, Cluster
 from tests.server.crashes import CLIENTS, Crashes
 
@@ -40,7 +43,8 @@ def running(cluster: Cluster) -> Iterator[Cluster]:
 
 @pytest.fixture(scope="module")
 def cluster(folder: Path) -> Iterator[Cluster]:
-    engine = {"evaluations": str(folder / "evaluations"), "delay": DELAY}
+    files = {"evaluations": str(folder / "evaluations"), "death": str(folder / "death")}
+    engine = {**files, "delay": DELAY}
     with running(Cluster(folder, "tests.deploy.ray_stub:build", engine)) as made:
         yield made
 
@@ -168,6 +172,36 @@ async def test_sessions_of_a_killed_replica_go_on_at_the_other(cluster: Cluster)
     while len(now := await asyncio.to_thread(cluster.seen)) != 2:
         assert time.monotonic() < deadline, "Ray starts no other replica"
     assert len(before & now) == 1
+
+
+@pytest.mark.timeout(600)
+def test_replicas_whose_engines_die_are_replaced(cluster: Cluster, http: httpx.Client) -> None:
+    session = some_session(http)
+    before = cluster.seen()
+    assert len(before) == 2
+    Path(cluster.engine["death"]).touch()
+    deadline = time.monotonic() + 240
+    while len(now := cluster.seen()) != 2 or now & before:
+        assert time.monotonic() < deadline, "Ray replaces no replica"
+        time.sleep(0.5)
+    made = http.post(f"/v1/sessions/{session}/advance", json={"bytes": "a"})
+    assert by(made) in now
+    assert made.json()["version"] == 2
+
+
+def test_replicas_that_would_serve_everybody_or_share_nothing_are_refused(tmp_path: Path) -> None:
+    from bytelm_server.on_ray.deployment import check
+
+    keys_file = tmp_path / "keys.json"
+    redis = "redis://somewhere:6379/0"
+    with pytest.raises(InputError, match="there are no API keys"):
+        check(ServerSettings(session_store=redis, keys_file=keys_file))
+    check(ServerSettings(session_store=redis, keys_file=keys_file, allow_remote=True))
+    KeyFile(keys_file).create("somebody")
+    check(ServerSettings(session_store=redis, keys_file=keys_file))
+    for store in ("memory", "sqlite", str(tmp_path / "sessions.sqlite")):
+        with pytest.raises(InputError, match="cannot share"):
+            check(ServerSettings(session_store=store, keys_file=keys_file))
 
 
 @pytest.mark.timeout(900)

@@ -2,6 +2,7 @@
 
 import json
 import re
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import yaml  # type: ignore[import-untyped]
 
 from bytelm.settings import EngineSettings, ServerSettings
 from bytelm.vllm.slots import SlotsAddress
+from bytelm_server.on_ray.proxy import middlewares
+from bytelm_server.process import KEEP_ALIVE_SECONDS
 
 TOP = Path(__file__).parents[2]
 DOCKER = TOP / "docker"
@@ -131,6 +134,43 @@ def test_prometheus_and_gateway_find_servers_by_the_names_that_they_have(
         if "store" in service["networks"]:
             assert "replica" in aliases
     assert gateway.count('"${BYTELM_REPLICA-replica}:8000"') == 2
+
+
+@pytest.fixture(scope="module")
+def on_ray() -> dict[str, Any]:
+    return yaml.safe_load((DOCKER / "ray" / "serve.yaml").read_text())
+
+
+def test_ray_is_given_settings_and_an_application_that_exist(on_ray: dict[str, Any]) -> None:
+    (application,) = on_ray["applications"]
+    module, _, function = application["import_path"].partition(":")
+    assert f"\ndef {function}(" in (TOP / "server" / f"{module.replace('.', '/')}.py").read_text()
+    given = application["args"]
+    assert set(given) == {"model", "server", "engine"}
+    ServerSettings(**given["server"])
+    EngineSettings(**given["engine"])
+    assert given["server"]["session_store"].startswith("redis://")
+    assert given["server"]["keys_file"]
+
+
+def test_ray_leaves_limits_and_time_to_the_server(on_ray: dict[str, Any]) -> None:
+    ((deployment,),) = [application["deployments"] for application in on_ray["applications"]]
+    settings = ServerSettings(keys_file=None)
+    assert deployment["max_ongoing_requests"] >= settings.max_running_calls
+    assert "request_timeout_s" not in on_ray["http_options"]
+    assert on_ray["http_options"]["keep_alive_timeout_s"] == KEEP_ALIVE_SECONDS
+
+
+def test_ray_finds_sessions_by_what_its_proxies_are_told_to_mark(on_ray: dict[str, Any]) -> None:
+    ((deployment,),) = [application["deployments"] for application in on_ray["applications"]]
+    router = deployment["request_router_config"]["request_router_class"]
+    assert router == "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
+    told = re.search(
+        r"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=([\w.]+):(\w+)",
+        (DOCKER / "ray" / "node").read_text(),
+    )
+    assert told is not None
+    assert getattr(import_module(told[1]), told[2]) is middlewares
 
 
 @pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=lambda path: path.name)
