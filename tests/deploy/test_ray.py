@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+from starlette.responses import PlainTextResponse
 
 from bytelm.errors import InputError
 from bytelm.settings import ServerSettings
@@ -202,6 +203,24 @@ def test_replicas_that_would_serve_everybody_or_share_nothing_are_refused(tmp_pa
     for store in ("memory", "sqlite", str(tmp_path / "sessions.sqlite")):
         with pytest.raises(InputError, match="cannot share"):
             check(ServerSettings(session_store=store, keys_file=keys_file))
+
+
+async def test_a_replica_says_once_that_sessions_are_not_marked(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    from bytelm_server.on_ray.deployment import Named
+
+    named = Named(PlainTextResponse("here"), "replica 1")
+    transport = httpx.ASGITransport(app=named)
+    async with httpx.AsyncClient(transport=transport, base_url="http://replica") as own:
+        await own.get("/v1/models")
+        await own.get("/v1/sessions/ses_1", headers={"x-session-id": "ses_1"})
+        assert not caplog.records
+        for _ in range(2):
+            answer = await own.get("/v1/sessions/ses_1")
+    assert answer.headers[HEADER] == "replica 1"
+    (record,) = caplog.records
+    assert "docker/ray/node" in record.message
 
 
 @pytest.mark.timeout(900)

@@ -7,6 +7,7 @@ Imports Ray; nothing imports this but Ray. Must not know how calls are answered.
 """
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from typing import Any
 from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict
 from ray import serve
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bytelm.errors import InputError
@@ -26,6 +27,9 @@ from bytelm_server import logs
 from bytelm_server.app import create_app
 from bytelm_server.backend import OpenLM
 from bytelm_server.keys import Keys
+from bytelm_server.on_ray.proxy import SESSION_HEADER, session_of
+
+_log = logging.getLogger(__name__)
 
 REPLICA_HEADER = "x-bytelm-server"
 """The answer's header that names the replica."""
@@ -137,14 +141,19 @@ def check(settings: ServerSettings) -> None:
 
 
 class Named:
-    """ASGI middleware that puts the replica's name into each answer."""
+    """ASGI middleware that puts the replica's name into each answer, and warns of proxies that do
+    not mark sessions.
+    """
 
     def __init__(self, app: ASGIApp, name: str) -> None:
         self.app = app
         self._name = name
+        self._has_warned = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the call on."""
+        if scope["type"] == "http" and session_of(scope["path"]) is not None:
+            self._look_for_the_mark(Headers(scope=scope))
 
         async def named(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -152,3 +161,12 @@ class Named:
             await send(message)
 
         await self.app(scope, receive, named)
+
+    def _look_for_the_mark(self, headers: Headers) -> None:
+        if SESSION_HEADER in headers or self._has_warned:
+            return
+        self._has_warned = True
+        _log.warning(
+            "Ray's proxies do not mark the calls of sessions, which wander from replica to replica:"
+            " start Ray by docker/ray/node"
+        )
