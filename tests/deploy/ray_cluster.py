@@ -45,29 +45,45 @@ class Cluster:
     key: str = ""
     redis: RedisServer | None = None
     ray: subprocess.Popen[bytes] | None = None
+    _dashboard: str = ""
+    _port: int = 0
 
     def start(self) -> None:
         """All of it; returns when all replicas answer."""
         # A socket's path must be short.
         self.redis = RedisServer(Path(tempfile.mkdtemp(prefix="bytelm-redis-", dir=self.folder)))
         self.redis.start("--appendonly", "yes", "--appendfsync", "always")
-        dashboard = self._start_ray()
+        self.key = self.new_key()
+        self._start_ray()
+        self._port = free_port()
+        self.url = f"http://127.0.0.1:{self._port}"
+        sizes = ("min_replicas", "initial_replicas", "max_replicas")
+        self.deploy(dict.fromkeys(sizes, self.count))
+        self.wait_for(self.count)
+
+    def deploy(self, autoscaling: dict[str, Any]) -> None:
+        """What ``serve deploy`` does, now or again; ``autoscaling`` is this test's own."""
         config = self.folder / "serve.yaml"
-        config.write_text(yaml.safe_dump(self._config()))
-        deploy = ["serve", "deploy", str(config), "--address", dashboard]
+        config.write_text(yaml.safe_dump(self._config(autoscaling)))
+        deploy = ["serve", "deploy", str(config), "--address", self._dashboard]
         deadline = time.monotonic() + 120
         while (done := self._run(deploy)).returncode:
             assert time.monotonic() < deadline, done.stdout
             time.sleep(1)
+
+    def wait_for(self, count: int) -> None:
+        """Until so many replicas answer."""
         deadline = time.monotonic() + 240
-        while len(self.seen()) < self.count:
+        while len(self.seen()) != count:
             if time.monotonic() > deadline:
-                raise TimeoutError(self._run(["serve", "status", "--address", dashboard]).stdout)
+                status = ["serve", "status", "--address", self._dashboard]
+                raise TimeoutError(self._run(status).stdout)
             time.sleep(0.5)
 
-    def _start_ray(self) -> str:
-        """Ray's head, on free ports of this machine alone; the address of its dashboard."""
+    def _start_ray(self) -> None:
+        """Ray's head, on free ports of this machine alone."""
         dashboard = free_port()
+        self._dashboard = f"http://127.0.0.1:{dashboard}"
         ports = {
             "--port": free_port(),
             "--dashboard-port": dashboard,
@@ -87,15 +103,11 @@ class Cluster:
                 cwd=self.folder,
                 env=self._environment(),
             )
-        return f"http://127.0.0.1:{dashboard}"
 
-    def _config(self) -> dict[str, Any]:
+    def _config(self, autoscaling: dict[str, Any]) -> dict[str, Any]:
         """docker/ray/serve.yaml, with what is this test's own."""
         config: dict[str, Any] = yaml.safe_load((DOCKER / "ray" / "serve.yaml").read_text())
-        port = free_port()
-        self.url = f"http://127.0.0.1:{port}"
-        config["http_options"] |= {"host": "127.0.0.1", "port": port}
-        self.key = self.new_key()
+        config["http_options"] |= {"host": "127.0.0.1", "port": self._port}
         (application,) = config["applications"]
         application["import_path"] = self.import_path
         assert self.redis is not None
@@ -105,8 +117,7 @@ class Cluster:
         }
         application["args"]["engine"] = self.engine
         (deployment,) = application["deployments"]
-        sizes = ("min_replicas", "initial_replicas", "max_replicas")
-        deployment["autoscaling_config"] |= dict.fromkeys(sizes, self.count)
+        deployment["autoscaling_config"] |= autoscaling
         return config
 
     def _environment(self) -> dict[str, str]:

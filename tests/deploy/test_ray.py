@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -188,6 +189,44 @@ def test_replicas_whose_engines_die_are_replaced(cluster: Cluster, http: httpx.C
     made = http.post(f"/v1/sessions/{session}/advance", json={"bytes": "a"})
     assert by(made) in now
     assert made.json()["version"] == 2
+
+
+@pytest.mark.timeout(900)
+def test_replicas_come_and_go_with_the_queue_and_no_call_fails(cluster: Cluster) -> None:
+    stopped = False
+
+    def work() -> int:
+        taken = 0
+        with cluster.client() as own:
+            while not stopped:
+                path = f"/v1/sessions/{some_session(own)}/advance"
+                for version in range(2, 40):
+                    made = own.post(path, json={"bytes": "a"})
+                    assert (made.status_code, made.json()["version"]) == (200, version), made.text
+                    taken += 1
+                    time.sleep(DELAY)
+        return taken
+
+    def ask(context: str) -> int:
+        asked = 0
+        with cluster.client() as own:
+            while not stopped:
+                by(own.post("/v1/greedy", json={"context": context, "steps": 20}))
+                asked += 1
+        return asked
+
+    quick = {"upscale_delay_s": 1, "downscale_delay_s": 1, "look_back_period_s": 2}
+    with ThreadPoolExecutor(64) as threads:
+        running = [threads.submit(work) for _ in range(4)]
+        try:
+            sizes = {"min_replicas": 1, "initial_replicas": 1, "max_replicas": 2}
+            cluster.deploy(sizes | quick | {"target_ongoing_requests": 16})
+            cluster.wait_for(1)
+            running += [threads.submit(ask, f"{i} apples") for i in range(48)]
+            cluster.wait_for(2)
+        finally:
+            stopped = True
+        assert all(thread.result() for thread in running)
 
 
 def test_replicas_that_would_serve_everybody_or_share_nothing_are_refused(tmp_path: Path) -> None:
