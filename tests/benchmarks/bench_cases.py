@@ -109,6 +109,7 @@ def main_cases(default_k: int | None, default_threshold: float) -> list[Case]:
         Case("native", "rounds", 32, SHORT, steps=ROUNDS),
         Case("native", "greedy", 32, SHORT),
         Case("native", "token sample", 32, SHORT),
+        Case("native", "greedy", 32, LONG),
         Case("http", "greedy", 32, SHORT),
         Case("genlm", "greedy", 32, SHORT, **once),
         Case("genlm", "greedy", 32, SHORT, **once, **default),

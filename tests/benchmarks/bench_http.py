@@ -8,10 +8,11 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
+import tempfile
 import time
 from asyncio.subprocess import PIPE, Process
 from contextlib import AsyncExitStack
-from typing import Any
+from typing import IO, Any
 
 from bytelm_client import AsyncClient, Beam
 from bytelm_client.results import Usage
@@ -24,18 +25,20 @@ CLEAR_SECONDS = 5.0
 class HttpSide:
     """A server process and its clients."""
 
-    def __init__(self, server: Process, url: str) -> None:
+    def __init__(self, server: Process, log: IO[bytes]) -> None:
         self.server = server
-        self.url = url
+        self.url = ""
+        self._log = log
 
     @classmethod
     async def start(cls, model: str) -> HttpSide:
         """Start the server."""
         module = "tests.benchmarks.bench_server"
+        log = tempfile.TemporaryFile()  # noqa: SIM115 (its end is this object's)
         server = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", module, model, stdout=PIPE
+            sys.executable, "-m", module, model, stdout=PIPE, stderr=log
         )
-        side = cls(server, "")
+        side = cls(server, log)
         side.url = await side._line()
         return side
 
@@ -43,7 +46,10 @@ class HttpSide:
         assert self.server.stdout is not None
         line = (await self.server.stdout.readline()).decode().strip()
         if not line:
-            raise SystemExit(f"error: the server ended (exit status {await self.server.wait()})")
+            status = await self.server.wait()
+            self._log.seek(0)
+            sys.stderr.buffer.write(b"".join(self._log.readlines()[-30:]))
+            raise SystemExit(f"error: the server ended (exit status {status})")
         return line
 
     async def clear(self) -> None:
@@ -63,6 +69,7 @@ class HttpSide:
         if self.server.returncode is None:
             self.server.terminate()
             await self.server.wait()
+        self._log.close()
 
     async def measure(self, case: Case, prompts: list[bytes], repetition: int) -> Figures:
         """See ``Side``."""

@@ -180,7 +180,7 @@ class Report:
         extrapolated = " (extrapolated)" if self._is_extrapolated(f"genlm/{name}") else ""
         value = other / mine
         how = f"{mine:.2f} s against {other:,.0f} s{extrapolated}"
-        return Row(figure, f"≥ {goal} × faster", f"{value:.3g} ×", value >= goal, how)
+        return Row(figure, f"≥ {goal} × faster", f"{value:,.0f} ×", value >= goal, how)
 
     def _decode(self, short: str, long: str) -> Row:
         figure, goal = "time per byte while decoding, 2,000 bytes against 60, 32 sessions", 1.4
@@ -189,6 +189,9 @@ class Report:
         if near is None or far is None:
             return Row(figure, "", "", None)
         how = f"{1000 * far:.2f} ms against {1000 * near:.2f} ms"
+        native = [self.median(f"native/{name}", decode_seconds_per_byte) for name in (short, long)]
+        if native[0] is not None and native[1] is not None:
+            how += f"; vLLM's own decoding: {native[1] / native[0]:.2f} ×"
         return Row(figure, f"≤ {goal:g} ×", f"{far / near:.2f} ×", far / near <= goal, how)
 
     def _leaks(self, name: str) -> Row:
