@@ -113,6 +113,10 @@ class Draw:
         """The stream's next number, in [0, 1)."""
         return float(self._rng.random())
 
+    def next_seed(self) -> int | None:
+        """A seed for who draws in this one's place, below 2**53; None where this one has none."""
+        return int(self.uniform() * (1 << 53)) if self.is_seeded else None
+
     def probs(self, distribution: LazyByteProbs | Mapping[Any, float]) -> NDArray[np.float64]:
         """The probabilities that symbols are drawn with: float64 ``[258]``, EOT's 0."""
         weights = self._weights(_log_probs(distribution))

@@ -37,8 +37,6 @@ S = TypeVar("S", bound=StatefulByteLM)
 Method = Literal["auto", "token", "byte"]
 """How to draw a text: by tokens, by bytes, or by tokens wherever that is possible."""
 
-_WHOLE_SEED = 1 << 53
-
 
 def by_tokens(
     method: Method,
@@ -177,7 +175,7 @@ async def sample_tokens(
         stream = source.lm.generate(
             tokens,
             text.left,  # each token has at least one byte
-            seed=int(draw.uniform() * _WHOLE_SEED) if draw.is_seeded else None,
+            seed=draw.next_seed(),
             stop_token_ids=source.eos_ids,
             banned_token_ids=source.banned_ids,
         )

@@ -177,7 +177,7 @@ class RemoteByteLM(StatefulByteLM):
             "top_k": draw.top_k,
             "top_p": draw.top_p,
             "min_p": draw.min_p,
-            "seed": int(draw.uniform() * (1 << 53)) if draw.is_seeded else None,
+            "seed": draw.next_seed(),
         }
         with _as_the_library():
             made = await state.session.sample(steps, advance=False, **options)

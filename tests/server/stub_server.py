@@ -135,6 +135,10 @@ def main() -> None:
     async def evaluations() -> int:
         return lm.evaluations
 
+    @app.get("/test/generated", include_in_schema=False)
+    async def generated() -> int:
+        return lm.tokens_generated
+
     @app.get("/test/salts", include_in_schema=False)
     async def salts() -> list[str | None]:
         return list(lm.salts) if isinstance(lm, MeteredLM) else []

@@ -3,6 +3,7 @@
 import base64
 import json
 import time
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -16,7 +17,11 @@ from bytelm.context import Context, Special, Text
 from bytelm.draws import Draw
 from bytelm.generation import collect, generate
 from bytelm.logprobs import EOS, LazyByteProbs
+from bytelm.testing import assert_drawn_from
+from bytelm.token_lm import StatefulTokenizedLM
 from bytelm.token_sampling import sample
+from bytelm_server.sessions import bodies
+from bytelm_server.sessions.states import TokenState
 
 
 class Session:
@@ -747,6 +752,47 @@ def test_token_sessions_generate_tokens(create, lm) -> None:
     assert result["logprob"] == pytest.approx(total, abs=1e-6)
     assert answer["session"]["length"] == 7
     assert session.get(candidates=True)["candidates"][0]["tokens"] == context
+
+
+def test_token_sessions_let_the_model_generate_where_that_is_the_same(create, lm) -> None:
+    def generated() -> int:
+        found: int = session.http.get("/test/generated").json()
+        return found
+
+    session = create(kind="token", context={"tokens": [7]})
+    by_rows, before = session.fork(), generated()
+    native = session("greedy", steps=12)
+    assert generated() - before == len(native["results"][0]["tokens"])
+    rows = by_rows("greedy", steps=12, logprobs=True)
+    assert generated() - before == len(native["results"][0]["tokens"])
+    for part in ("tokens", "bytes", "finish_reason"):
+        assert native["results"][0][part] == rows["results"][0][part]
+    assert session.get("/next", top=9)["results"] == by_rows.get("/next", top=9)["results"]
+    # So are drawn ones, of which a seed makes the same again, streamed or not.
+    twin, before = session.fork(), generated()
+    events = twin.events("sample", steps=12, seed=3)
+    tokens = [token for event in events for token in event["tokens"]]
+    assert tokens
+    assert generated() - before == len(tokens) + (events[-1]["finish_reason"] == "eos")
+    drawn = session("sample", steps=12, seed=3)["results"][0]
+    assert (drawn["tokens"], drawn["finish_reason"]) == (tokens, events[-1]["finish_reason"])
+    # Where something is forgotten on the way, or filtered, rows are needed.
+    before = generated()
+    short = create(kind="token", context={"tokens": [7, 8, 9]}, max_context_length=8)
+    assert len(short("greedy", steps=12)["results"][0]["tokens"]) == 12
+    session("sample", steps=12, top_k=3)
+    assert generated() == before
+
+
+async def test_token_sessions_draw_from_the_models_distribution(lm) -> None:
+    state = TokenState(StatefulTokenizedLM(lm, [7]), 1)
+    call = bodies.SessionSampleCall(steps=1)
+    draws, counts = Draw(seed=1), Counter[int]()
+    for n in range(4000):
+        async for piece in state.grown(call, draws.spawn(0, n)):
+            counts.update(piece.tokens or lm.vocab.eos_token_ids)
+    probs = dict(enumerate(np.exp(lm.row([7]).astype(np.float64))))
+    assert_drawn_from(counts, probs)
 
 
 def test_token_sessions_draw_tokens(create, lm) -> None:

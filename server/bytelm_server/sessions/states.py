@@ -7,8 +7,10 @@ of that again, on any server with the same model. Must not know versions, owners
 from __future__ import annotations
 
 import base64
+import math
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple, Self
 
@@ -23,8 +25,8 @@ from bytelm.generation import FinishReason, generate
 from bytelm.logprobs import LazyByteProbs
 from bytelm.snapshot import Snapshot
 from bytelm.stop_strings import StopStrings
-from bytelm.token_lm import AsyncTokenLM, StatefulTokenizedLM
-from bytelm.token_sampling import sample
+from bytelm.token_lm import AsyncTokenLM, GeneratingTokenLM, StatefulTokenizedLM
+from bytelm.token_sampling import by_tokens, sample
 from bytelm.vocab import ByteVocab
 from bytelm_server.answers import bytes_out
 from bytelm_server.errors import FieldError
@@ -336,10 +338,15 @@ class TokenState(SessionState):
         return self._after(tokens)
 
     def _after(self, tokens: Sequence[int]) -> Self:
+        after = self._followed_by(tokens)
+        check_fits(after.lm_state)
+        return after
+
+    def _followed_by(self, tokens: Sequence[int]) -> Self:
+        """The state after tokens, which may be one more than the model takes."""
         state = self.lm_state
         for token in tokens:
             state = state << token
-        check_fits(state)
         return replace(self, lm_state=state, consumed=self.consumed + len(tokens))
 
     async def next(self, top: int | None, prune: bool) -> Any:
@@ -364,44 +371,88 @@ class TokenState(SessionState):
         vocab = self.lm_state.model.vocab
         stops = StopStrings(call.stops)
         held: list[_Token] = []
-        given, state, node, size = self, self, 0, 0
-        finish: FinishReason = "steps"
+        given, state, node, size, left = self, self, 0, 0, call.steps
+        finish: FinishReason = "length"
         logprob_of_eos = 0.0
-        for left in range(call.steps, 0, -1):
-            if state.at_limit:
-                finish = "length"
-                break
-            row = await state.row()
-            token = int(row.argmax()) if draw is None else draw.among(row)
-            logprob = float(row[token])
-            if token in vocab.eos_token_ids:
-                finish, logprob_of_eos = "eos", logprob
-                break
-            state = replace(state, lm_state=state.lm_state << token, consumed=state.consumed + 1)
-            data = vocab.token_bytes[token]
-            held.append(_Token(token, data, logprob, state))
-            size += len(data)
-            for n, b in enumerate(data, start=1):
-                node = stops.follow(node, b)
-                if stops.ended[node]:
-                    # What is kept ends before the stop string begins.
-                    size += n - len(data) - stops.ended[node]
-                    finish = "stop"
+        async with aclosing(self._tokens(call, draw)) as tokens:
+            async for token, logprob in tokens:
+                if token in vocab.eos_token_ids:
+                    finish, logprob_of_eos = "eos", logprob
                     break
-            if finish == "stop":
-                while held and sum(len(one.data) for one in held) > size:
-                    held.pop()
-                break
-            ready = _whole(held, size - stops.begun[node])
-            if ready and left > 1:
-                given = held[ready - 1].state
-                yield _grown(held[:ready], given, call.logprobs)
-                size -= sum(len(one.data) for one in held[:ready])
-                del held[:ready]
+                state = state._followed_by([token])
+                data = vocab.token_bytes[token]
+                held.append(_Token(token, data, logprob, state))
+                size += len(data)
+                left -= 1
+                for n, b in enumerate(data, start=1):
+                    node = stops.follow(node, b)
+                    if stops.ended[node]:
+                        # What is kept ends before the stop string begins.
+                        size += n - len(data) - stops.ended[node]
+                        finish = "stop"
+                        break
+                if finish == "stop":
+                    while held and sum(len(one.data) for one in held) > size:
+                        held.pop()
+                    break
+                if not left:
+                    finish = "steps"
+                    break
+                if ready := _whole(held, size - stops.begun[node]):
+                    given = held[ready - 1].state
+                    yield _grown(held[:ready], given, call.logprobs)
+                    size -= sum(len(one.data) for one in held[:ready])
+                    del held[:ready]
         last = _grown(held, held[-1].state if held else given, call.logprobs)
         if last.logprob is not None:
             last = last._replace(logprob=last.logprob + logprob_of_eos)
         yield last._replace(finish_reason=finish)
+
+    def _tokens(
+        self, call: Generation, draw: Draw | None
+    ) -> AsyncGenerator[tuple[int, float], None]:
+        """Tokens one after another, at most ``steps`` that count, up to where the model is full.
+
+        The model generates them by itself where that is the same: no row is asked for, nor changed
+        by a filter, and nothing is forgotten on the way.
+        """
+        lm, most = self.lm_state.model, self.lm_state.max_context_length
+        has_room = most is None or len(self.lm_state.context) + call.steps <= most
+        plain = not call.logprobs
+        if draw is not None:
+            plain = by_tokens("auto", lm, draw, logprobs=call.logprobs)
+        if plain and has_room and not self.at_limit and isinstance(lm, GeneratingTokenLM):
+            return self._generated(lm, call.steps, draw)
+        return self._chosen(call.steps, draw)
+
+    async def _chosen(
+        self, steps: int, draw: Draw | None
+    ) -> AsyncGenerator[tuple[int, float], None]:
+        """Tokens with their log-probabilities, each chosen from a row."""
+        state = self
+        for _ in range(steps):
+            if state.at_limit:
+                return
+            row = await state.row()
+            token = int(row.argmax()) if draw is None else draw.among(row)
+            yield token, float(row[token])
+            state = state._followed_by([token])
+
+    async def _generated(
+        self, lm: GeneratingTokenLM, steps: int, draw: Draw | None
+    ) -> AsyncGenerator[tuple[int, float], None]:
+        """Tokens that the model generates by itself; nobody knows their log-probabilities."""
+        chunks = lm.generate(
+            self.lm_state.context,
+            steps,
+            temperature=0.0 if draw is None else 1.0,
+            seed=None if draw is None else draw.next_seed(),
+            stop_token_ids=lm.vocab.eos_token_ids,
+        )
+        async with aclosing(chunks):
+            async for chunk in chunks:
+                for token in chunk.token_ids:
+                    yield token, math.nan
 
     def candidates(self) -> list[Candidate]:
         """The one tokenization that there is."""
