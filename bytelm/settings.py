@@ -317,3 +317,11 @@ class Owner(BaseSettings):
 
     pid: int | None = Field(None, description="Its process id.")
     started: int | None = Field(None, description="Its start, in clock ticks since boot.")
+
+
+class InheritedLogging(BaseSettings):
+    """How much vLLM logs, as its processes find it in their environment."""
+
+    level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        "INFO", validation_alias="VLLM_LOGGING_LEVEL", description="From which level on."
+    )

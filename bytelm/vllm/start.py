@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import importlib.util
 import logging
 import multiprocessing
 import os
@@ -41,7 +42,8 @@ CPU_KV_CACHE_BYTES = 2 << 30
 CPU_BLOCK_SIZE = 32
 # On CPU, one step of twice the size takes less time than two. A GPU would wait for its host.
 CPU_BURSTS, GPU_BURSTS = 1, 2
-SHUTDOWN_SECONDS = 5.0
+# Enough to let go of what others could see; they would take seconds more to take themselves apart.
+SHUTDOWN_SECONDS = 2.0
 KILLED_SECONDS = 2.0
 
 _log = logging.getLogger(__name__)
@@ -165,15 +167,15 @@ def _async_llm() -> type[AsyncLLM]:
 
 @contextlib.contextmanager
 def _main_module_hidden() -> Iterator[None]:
-    """Meanwhile, processes that are spawned do not import this program's main module.
+    """Meanwhile, processes that are spawned import ``spawned`` in place of the main module.
 
-    They have no use for it, and it may do anything: start another engine where it lacks its
-    ``if __name__ == "__main__"``; or import numba, which vLLM's CPU worker does not survive (it
-    looks for Triton kernels in all modules, and stumbles over llvmlite's).
+    They have no use for this program's, and it may do anything: start another engine where it
+    lacks its ``if __name__ == "__main__"``; or import numba, which vLLM's CPU worker does not
+    survive (it looks for Triton kernels in all modules, and stumbles over llvmlite's).
     """
     main = sys.modules["__main__"].__dict__
     hidden: dict[str, Any] = {name: main[name] for name in ("__spec__", "__file__") if name in main}
-    main["__spec__"] = None
+    main["__spec__"] = importlib.util.find_spec("bytelm.vllm.spawned")
     main.pop("__file__", None)
     try:
         yield

@@ -30,7 +30,7 @@ KEEP_ALIVE_SECONDS = 75
 sent into a connection that the server closes at that moment."""
 LAST_ANSWERS_SECONDS = 1
 """Seconds that the last answers have to get to their clients."""
-LONGEST_END = 4.0
+LONGEST_END = 5.0
 """Seconds that the model has to end in, after the calls."""
 
 
@@ -116,7 +116,7 @@ class _Server(uvicorn.Server):
         self._ending = asyncio.create_task(self._end())
         # A thread, for the case that the event loop is what hangs.
         last_resort = threading.Timer(
-            self.grace + LAST_ANSWERS_SECONDS + LONGEST_END, os._exit, [exit_code(number)]
+            self.grace + LAST_ANSWERS_SECONDS + LONGEST_END, _give_up, [exit_code(number)]
         )
         last_resort.daemon = True
         last_resort.start()
@@ -129,6 +129,11 @@ class _Server(uvicorn.Server):
         except TimeoutError:
             self.backend.give_up()
         self.should_exit = True
+
+
+def _give_up(code: int) -> None:
+    os.write(2, b"bytelm: the server did not end in time: it is ended at once\n")
+    os._exit(code)
 
 
 def exit_code(number: signal.Signals | None) -> int:

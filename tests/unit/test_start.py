@@ -174,6 +174,30 @@ def test_spawned_processes_do_not_import_the_main_module(tmp_path):
     assert done.stdout.splitlines() == ["main", "child", "None True"]
 
 
+def test_vllms_processes_know_from_the_first_how_much_vllm_logs(tmp_path):
+    script = tmp_path / "program.py"
+    script.write_text(
+        "import logging, multiprocessing\n"
+        "from bytelm.vllm.start import _main_module_hidden\n"
+        "with _main_module_hidden():\n"
+        "    spawn = multiprocessing.get_context('spawn')\n"
+        "    warn = logging.getLogger('vllm.some.module').warning\n"
+        "    child = spawn.Process(target=warn, args=('nobody could act on this',))\n"
+        "    child.start()\n"
+        "    child.join()\n"
+        "    assert child.exitcode == 0\n"
+    )
+    for level, count in (("ERROR", 0), ("WARNING", 1)):
+        done = subprocess.run(
+            [sys.executable, script],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={**os.environ, "VLLM_LOGGING_LEVEL": level},
+        )
+        assert done.stderr.count("nobody could act on this") == count, done.stderr
+
+
 @pytest.mark.parametrize("wanted", [False, True])
 def test_vllm_counts_and_runs_a_models_code_only_if_that_is_wanted(monkeypatch, wanted):
     import vllm

@@ -7,6 +7,7 @@ several prompts did; 2 when the command, a setting, a file, a model's name or an
 The server, the engine and numpy are imported inside the commands that need them.
 """
 
+import sys
 from collections.abc import Sequence
 from importlib.metadata import version as installed_version
 from typing import Annotated
@@ -15,6 +16,7 @@ import typer
 
 from bytelm_client.cli.bench import bench
 from bytelm_client.cli.checks import doctor
+from bytelm_client.cli.console import leave
 from bytelm_client.cli.generate import greedy, sample
 from bytelm_client.cli.keys import keys
 from bytelm_client.cli.look import compare, next_bytes
@@ -58,4 +60,10 @@ def _bytelm(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line with the process's arguments, or others."""
-    app(arguments, prog_name="bytelm")
+    try:
+        app(arguments, prog_name="bytelm")
+    except SystemExit as end:
+        # To take apart all that vLLM has loaded would take seconds.
+        if "vllm" in sys.modules and isinstance(end.code, int):
+            leave(end.code)
+        raise

@@ -3,13 +3,14 @@
 Must not know which commands there are.
 """
 
+import logging
 import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import TracebackType
-from typing import Self
+from typing import NoReturn, Self
 
 import typer
 from rich.console import Console
@@ -122,6 +123,15 @@ def say(line: str) -> None:
 def error_line(error: BaseException | str) -> None:
     """Say what went wrong, as every command does."""
     say(f"bytelm: error: {error}")
+
+
+def leave(code: int) -> NoReturn:
+    """End the process at once, where all is done: what it has loaded is not taken apart."""
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
 
 
 @contextmanager
