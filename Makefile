@@ -132,6 +132,10 @@ bench: $(INSTALLED_DEV) setup  ## Measure the speed against genlm-bytes and vLLM
 bench-http: $(INSTALLED_DEV) setup  ## Measure durable sessions over HTTP against the same in process (5 minutes)
 	@.venv/bin/python -m tests.benchmarks.sessions_http $(if $(MODEL),--model "$(MODEL)")
 
+.PHONY: bench-idle
+bench-idle: $(INSTALLED_DEV) setup  ## Measure the memory of idle sessions (5 minutes)
+	@.venv/bin/python -m tests.benchmarks.idle_sessions $(if $(MODEL),--model "$(MODEL)")
+
 .PHONY: bench-peers
 bench-peers: $(INSTALLED_DEV) setup  ## Let genlm-bytes finish the 2,000-byte cases of bench (hours)
 	@.venv/bin/python -m tests.benchmarks.bench peers --resume $(if $(MODEL),--model "$(MODEL)") \

@@ -7,6 +7,7 @@ to copy it. Every evaluation makes and drops a few such arrays, so their memory 
 This module knows nothing of what is in them.
 """
 
+import contextlib
 import ctypes
 from functools import cache
 
@@ -17,6 +18,15 @@ TRIM_THRESHOLD = 256 << 20
 
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
+
+
+def give_back() -> None:
+    """Return what is free to the system, where the C library can (glibc can).
+
+    For when much was let go of that will not be needed again at once; it takes some milliseconds.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 @cache

@@ -30,3 +30,29 @@ def page_faults(argument: str) -> int:
 
 def test_arrays_of_a_rows_size_are_made_of_memory_that_is_there():
     assert page_faults("keep") < page_faults("free") / 10
+
+
+RESIDENT = """
+import numpy as np
+import psutil
+from bytelm.memory import give_back, keep_freed
+
+keep_freed()
+process = psutil.Process()
+before = process.memory_info().rss
+rows = [np.ones(50_000, np.float32) for _ in range(400)]
+between = rows[::20]  # so that what is free is not at the heap's end
+del rows
+kept = process.memory_info().rss - before
+give_back()
+print(kept, process.memory_info().rss - before)
+"""
+
+
+def test_memory_that_is_not_needed_again_can_be_given_back():
+    done = subprocess.run(
+        [sys.executable, "-c", RESIDENT], capture_output=True, text=True, check=True
+    )
+    kept, left = map(int, done.stdout.split())
+    assert kept > 380 * 200_000
+    assert left < 60 * 200_000

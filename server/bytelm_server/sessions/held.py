@@ -47,12 +47,17 @@ class HeldSessions:
     Args:
         most_bytes: memory for states, about.
         idle_seconds: how long a session stays without calls.
+
+    Attributes:
+        nbytes: what their states take, about.
+        let_go: what those took that have left memory; whoever gives it back sets it to 0.
     """
 
     def __init__(self, most_bytes: int, idle_seconds: float) -> None:
         self.most_bytes = most_bytes
         self.idle_seconds = idle_seconds
         self.nbytes = 0
+        self.let_go = 0
         self._held: OrderedDict[str, Held] = OrderedDict()  # the longest unused first
 
     def __len__(self) -> int:
@@ -99,6 +104,7 @@ class HeldSessions:
                     break
 
     def _drop(self, session_id: str, held: Held) -> None:
+        self.let_go += held.nbytes
         held.forget()
         self._weigh(held)
         del self._held[session_id]

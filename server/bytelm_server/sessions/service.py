@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from bytelm import memory
 from bytelm.settings import ServerSettings
 from bytelm_server.callers import Caller
 from bytelm_server.service import ByteService
@@ -17,6 +18,8 @@ from bytelm_server.sessions.held import HeldSessions
 from bytelm_server.stores import SessionStore
 
 SWEEP_SECONDS = 1.0
+GIVE_BACK_BYTES = 8 << 20
+"""What states that have left memory took, before it is given back to the system."""
 
 _log = logging.getLogger(__name__)
 
@@ -58,6 +61,9 @@ class Sessions:
         while True:
             await asyncio.sleep(SWEEP_SECONDS)
             self.held.drop_idle()
+            if self.held.let_go >= GIVE_BACK_BYTES:
+                self.held.let_go = 0
+                await asyncio.to_thread(memory.give_back)
             try:
                 await self.store.sweep(time.time())
             except Exception:
