@@ -1,30 +1,10 @@
-"""Worked examples of sessions for ``/docs``.
-
-Answers are those of the tests' toy model, whose texts mean nothing and which does not count tokens.
-"""
+"""Worked examples of sessions for ``/docs``: one after the other, as the default model answered."""
 
 from typing import Any
 
-from bytelm_server.answers import Usage
-from bytelm_server.examples import answer as answer_of
-from bytelm_server.examples import call
+from bytelm_server.examples import answer, call, usage
 
-_ID = "01a20e79f59dcb48f2ff8c584e4e7fc7a08a"
-
-
-def answer(description: str, value: dict[str, Any]) -> dict[str, Any]:
-    """An example of an answer, as OpenAPI has it."""
-    return answer_of(f"{description} (The example is a toy model's.)", value)
-
-
-def _usage(bytes_in: int, bytes_out: int, evaluations: int) -> Usage:
-    return Usage(
-        bytes_in=bytes_in,
-        bytes_out=bytes_out,
-        evaluations=evaluations,
-        tokens_computed=None,
-        tokens_cached=None,
-    )
+_ID = "01a20ef6e21040cf144cb4a44c91312ef288"
 
 
 def _session(version: int, length: int, n_calls: int) -> dict[str, Any]:
@@ -35,7 +15,7 @@ def _session(version: int, length: int, n_calls: int) -> dict[str, Any]:
         "length": length,
         "at_limit": False,
         "n_calls": n_calls,
-        "expires_at": 1795541003.485486,
+        "expires_at": 1795549190.5324838,
     }
 
 
@@ -43,26 +23,26 @@ CREATE = {
     "byte": call("Byte by byte", {"context": "The capital of Fran"}),
     "empty": call("At the beginning of a text, for an hour", {"ttl": 3600}),
     "token": call("Token by token", {"kind": "token", "context": "The capital of"}),
-    "ids": call("Token ids", {"kind": "token", "context": {"tokens": [1, 42, 43]}}),
+    "ids": call("Token ids", {"kind": "token", "context": {"tokens": [1, 504, 3575, 282]}}),
 }
-CREATE_ANSWER = answer("The session.", {**_session(1, 19, 9), "usage": _usage(19, 0, 9)})
-SESSION_ANSWER = answer("The session.", _session(2, 21, 12))
-PAGE_ANSWER = answer("A page.", {"data": [_session(2, 21, 12)], "next": _ID})
+CREATE_ANSWER = answer("The session.", {**_session(1, 19, 5), "usage": usage(19, 0, 5, 11, 11)})
+SESSION_ANSWER = answer("The session.", _session(2, 21, 6))
+PAGE_ANSWER = answer("A page.", {"data": [_session(2, 21, 6)], "next": _ID})
 ENDED_ANSWER = answer("The session is no more.", {"id": _ID, "deleted": True})
 NEXT_ANSWER = answer(
     "The distribution, with `top=2`.",
     {
         "results": [
             {
-                "top": [{"byte": 109, "logprob": -1.3340}, {"byte": 202, "logprob": -1.7908}],
-                "eos": -10.5565,
+                "top": [{"byte": 32, "logprob": -0.7404}, {"byte": 10, "logprob": -2.0082}],
+                "eos": -12.1479,
             }
         ],
-        "usage": _usage(0, 0, 1),
-        "session": _session(2, 21, 12),
+        "usage": usage(0, 0, 1, 1, 4),
+        "session": _session(2, 21, 6),
     },
 )
-MOVED_ANSWER = answer("The session.", {**_session(2, 21, 11), "usage": _usage(2, 0, 2)})
+MOVED_ANSWER = answer("The session.", {**_session(2, 21, 5), "usage": usage(2, 0, 0, 0, 0)})
 
 ADVANCE = {
     "bytes": call("Two bytes", {"bytes": "ce"}),
@@ -89,13 +69,13 @@ GREEDY_ANSWER = answer(
     {
         "results": [
             {
-                "bytes": {"text": None, "base64": "XBfD8eLNC/rqOUbn"},
+                "bytes": {"text": " is Paris. I", "base64": "IGlzIFBhcmlzLiBJ"},
                 "logprob": None,
                 "finish_reason": "steps",
             }
         ],
-        "usage": _usage(0, 12, 14),
-        "session": _session(2, 31, 23),
+        "usage": usage(0, 12, 5, 5, 31),
+        "session": _session(3, 33, 11),
     },
 )
 SAMPLE_ANSWER = answer(
@@ -105,13 +85,16 @@ SAMPLE_ANSWER = answer(
             {
                 "index": 0,
                 "sample": 0,
-                "bytes": {"text": None, "base64": "y8lsaW5ngpTGdFXpfv16TGQSbd4="},
+                "bytes": {
+                    "text": "nstead of Paris, man",
+                    "base64": "bnN0ZWFkIG9mIFBhcmlzLCBtYW4=",
+                },
                 "logprob": None,
                 "finish_reason": "steps",
             }
         ],
-        "usage": _usage(0, 20, 20),
-        "session": _session(2, 39, 29),
+        "usage": usage(0, 20, 9, 13, 92),
+        "session": _session(4, 53, 20),
     },
 )
 BATCH = {
@@ -120,7 +103,7 @@ BATCH = {
         {
             "calls": [
                 {"id": _ID, "call": "advance", "body": {"bytes": "ce"}, "idempotency_key": "a-1"},
-                {"id": _ID, "call": "next", "body": {"top": 3}},
+                {"id": "x", "call": "next", "body": {"top": 3}},
             ]
         },
     )
@@ -129,7 +112,7 @@ BATCH_ANSWER = answer(
     "What each call answers by itself, or its error.",
     {
         "results": [
-            {**_session(2, 21, 13), "usage": _usage(2, 0, 4)},
+            {**_session(2, 21, 5), "usage": usage(2, 0, 0, 0, 0)},
             {
                 "index": 1,
                 "error": {
@@ -143,7 +126,7 @@ BATCH_ANSWER = answer(
     },
 )
 TOKEN_LOGPROBS = {
-    "top": call("The three most probable tokens", {"contexts": [[1, 42, 43]], "top": 3})
+    "top": call("The three most probable tokens", {"contexts": [[1, 504, 3575, 282]], "top": 3})
 }
 TOKEN_LOGPROBS_ANSWER = answer(
     "A distribution for each context.",
@@ -151,12 +134,12 @@ TOKEN_LOGPROBS_ANSWER = answer(
         "results": [
             {
                 "top": [
-                    {"token": 209, "logprob": -2.1350},
-                    {"token": 217, "logprob": -2.4466},
-                    {"token": 223, "logprob": -3.0524},
+                    {"token": 260, "logprob": -2.2950},
+                    {"token": 933, "logprob": -2.9012},
+                    {"token": 1315, "logprob": -3.5974},
                 ]
             }
         ],
-        "usage": _usage(0, 0, 1),
+        "usage": usage(0, 0, 1, 1, 3),
     },
 )

@@ -14,6 +14,7 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -101,6 +102,12 @@ def kill(served: Served) -> None:
     served.process.wait(10)
 
 
+def ended_in_order(served: Served) -> bool:
+    """Whether nothing went wrong at the end, and it did not have to be cut short."""
+    said = served.errors.read_text()
+    return "Traceback" not in said and "ended at once" not in said
+
+
 def shared_memory() -> set[str]:
     return {p.name for p in Path("/dev/shm").iterdir() if p.name.startswith(("bytelm", "psm_"))}
 
@@ -164,6 +171,52 @@ def test_the_readmes_first_examples_answer_as_it_says(served: Served) -> None:
             assert float(have_word) == pytest.approx(float(want_word), abs=0.01)
         else:
             assert have_word == want_word
+
+
+def agrees(have: Any, want: Any) -> bool:
+    """But for ids, times, and what it took, which depends on what went before."""
+    if isinstance(want, dict):
+        left_out = {"id", "expires_at", "n_calls", "usage"}
+        return set(have) == set(want) and all(
+            agrees(have[key], want[key]) for key in set(want) - left_out
+        )
+    if isinstance(want, list):
+        return len(have) == len(want) and all(map(agrees, have, want))
+    return bool(have == (pytest.approx(want, abs=0.01) if isinstance(want, float) else want))
+
+
+def test_sessions_answer_as_the_docs_show_it(served: Served) -> None:
+    with httpx.Client(base_url=served.url, timeout=120) as http:
+        paths = http.get("/openapi.json").json()["paths"]
+
+        def check(path: str, method: str, more: str = "", **how: Any) -> Any:
+            answer = http.request(method, (path + more).format(made["id"]), **how).json()
+            path = (path + more).replace("{}", "{session_id}")
+            shown = paths[path][method.lower()]["responses"]["200"]["content"]
+            assert agrees(answer, shown["application/json"]["example"]), (path, answer)
+            return answer
+
+        made = {"id": ""}
+        made = check("/v1/sessions", "POST", json={"context": "The capital of Fran"})
+        session = "/v1/sessions/{}"
+        check(session, "POST", "/advance", json={"bytes": "ce"})
+        check(session, "GET", "/next", params={"top": 2})
+        check(session, "GET")
+        check(session, "POST", "/greedy", json={"steps": 12})
+        check("/v1/token_logprobs", "POST", json={"contexts": [[1, 504, 3575, 282]], "top": 3})
+
+
+def test_token_sessions_generate_natively_what_rows_say(client: Client) -> None:
+    with client.session("Once upon a time", kind="token") as native, native.fork() as rows:
+        before = native.candidates()[0].tokens
+        made, want = native.greedy(24).tokens, rows.greedy(24, logprobs=True).tokens
+        assert made
+        assert want
+        for place, (one, other) in enumerate(zip(made, want, strict=True)):
+            if one != other:
+                row = client.token_logprobs([*before, *want[:place]])
+                assert abs(row.logprobs[one] - row.logprobs[other]) < 1e-4
+                break
 
 
 def test_the_default_model_knows_its_proverb(served: Served) -> None:
@@ -302,6 +355,13 @@ def test_the_vocabulary_has_the_special_tokens(client: Client) -> None:
     assert b" doctor" in vocab.token_bytes
 
 
+def test_it_writes_nothing_on_stderr_but_its_steps_and_its_log(served: Served) -> None:
+    lines = [line for line in served.errors.read_text().splitlines() if line]
+    others = [line for line in lines if not line.startswith("{")]
+    assert others == ["starting the engine (about 40 seconds on CPU) …"]
+    assert all(json.loads(line)["level"] for line in lines if line.startswith("{"))
+
+
 def test_ctrl_c_ends_all_processes_and_leaves_nothing(
     served: Served, memory_before: set[str]
 ) -> None:
@@ -310,7 +370,23 @@ def test_ctrl_c_ends_all_processes_and_leaves_nothing(
     served.wait_until_gone()
     assert served.process.returncode == 130
     assert shared_memory() <= memory_before
-    assert "Traceback" not in served.errors.read_text()
+    assert ended_in_order(served)
+
+
+def test_sigterm_to_the_server_alone_ends_all_processes_in_order(
+    tmp_path: Path, memory_before: set[str]
+) -> None:
+    served = start(tmp_path)
+    try:
+        served.wait_until_ready()
+        assert len(served.members()) > 1
+        served.process.terminate()
+        served.wait_until_gone()
+        assert served.process.returncode == 0
+        assert shared_memory() <= memory_before
+        assert ended_in_order(served)
+    finally:
+        kill(served)
 
 
 def test_sigterm_while_the_engine_starts_ends_all_processes(
@@ -325,7 +401,7 @@ def test_sigterm_while_the_engine_starts_ends_all_processes(
         served.wait_until_gone()
         assert served.process.returncode == 0
         assert shared_memory() <= memory_before
-        assert "Traceback" not in served.errors.read_text()
+        assert ended_in_order(served)
     finally:
         kill(served)
 

@@ -954,7 +954,9 @@ def test_every_call_has_examples_that_work(create, http: httpx.Client) -> None:
         content = call["requestBody"]["content"]["application/json"]
         for name, example in content["examples"].items():
             session_id = create(context="hello").info["id"]
-            answer = http.post(path.format(session_id=session_id), json=example["value"])
+            # The default model's ids; this one has fewer.
+            body = json.loads(json.dumps(example["value"]).replace("504, 3575, 282", "42, 43, 44"))
+            answer = http.post(path.format(session_id=session_id), json=body)
             assert answer.status_code == 200, (path, name, answer.text)
         assert "example" in call["responses"]["200"]["content"]["application/json"], path
         for status in ("4XX", "503", "504"):
