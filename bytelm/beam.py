@@ -665,7 +665,10 @@ class ByteBeamState(StatefulByteLM):
 
     async def _slid(self) -> Self:
         """The same text, of which only the end is left to condition on."""
-        return (await self._ending(self._text, TAIL))._weighing(self.logZ)
+        # Bytes of EOS tokens can only be there because somebody prefilled them.
+        spelling = self._reading(self.source.spelling_eos())
+        state = await spelling._ending(self._text, TAIL)
+        return state._weighing(self.logZ)._reading(self.source)
 
     async def _ending(self, text: bytes, tail: int) -> Self:
         """The state after ``text`` behind the anchor, by no more than half as many tokens as fit.

@@ -1,5 +1,6 @@
 """Byte states with a longest context: they go on with its end, behind the first token."""
 
+import math
 from pathlib import Path
 
 import mistral_common
@@ -126,6 +127,25 @@ async def test_a_state_never_changes():
     for b in TEXT[:30]:
         await assert_immutable(state, [b, ord(" ")])
         state = await (state.prune() << b)
+
+
+async def test_what_was_submitted_to_begin_again_is_not_kept():
+    lm = _Recording(WORDS)
+    state = await walk(await initial(lm, 12), TEXT)
+    assert knows_the_end_of(state, TEXT)
+    assert not any(map(state.source.knows, lm.contexts))
+
+
+@pytest.mark.parametrize("heal", [True, False])
+async def test_prefilled_bytes_of_an_eos_token_are_read_again(heal):
+    params = BeamParams(3, 0.01, eos_tokens=[b"!"], heal=heal, max_context_length=12)
+    state = await ByteBeamState.initial(StubLM(WORDS), params)
+    text = b"the cat the cat the cat the cat the!"
+    state = await walk(await state.prefill(text), b" cat")
+    assert knows_the_end_of(state, text + b" cat")
+    assert b"!" in state.context
+    assert (await state.logp_next())[ord("!")] == -math.inf
+    await assert_normalised(state)
 
 
 async def test_without_a_word_end_the_last_tokens_are_kept():
