@@ -409,6 +409,16 @@ class ByteBeamState(StatefulByteLM):
             print(f"\n{state!r}")
         return state
 
+    def spells_eos(self, which: int) -> bool:
+        """Whether a candidate below the root counts some EOS token as its bytes.
+
+        Candidates do that are left of a prefill.
+        """
+        trie, node = self.source.trie, self._candidates.node[which]
+        spelled = self.source.spelled_eos(trie.lo[node], trie.hi[node])
+        at = self._candidates.start[which] - trie.lo[node]
+        return bool(self._candidates.pieces[at + spelled].any())
+
     def draw_tokens(self, uniform: Callable[[], float]) -> tuple[Path, bytes]:
         """One tokenization of the context, drawn by weight, its current token drawn to the end.
 

@@ -75,10 +75,10 @@ async def heal(state: BeamT, b: int) -> BeamT | None:
     through that way, they may end anywhere.
     """
     for anywhere in (False, True):
-        for candidate in state:
+        for which, candidate in enumerate(state):
             if candidate.terminated or not candidate.partial:
                 continue
-            healed = await _Rereading(state, b, anywhere).of(candidate)
+            healed = await _Rereading(state, b, anywhere).of(candidate, which)
             if healed is not None:
                 return healed
     return None
@@ -95,11 +95,13 @@ class _Rereading(Generic[BeamT]):
         # can be read from there on does not depend on how it got there, zeros of a model aside.
         self.dead: set[tuple[int, int]] = set()
 
-    async def of(self, candidate: Candidate) -> BeamT | None:
-        """The state that some reading leads to."""
+    async def of(self, candidate: Candidate, which: int) -> BeamT | None:
+        """The state that some reading leads to; ``which`` is the candidate's place in the beam."""
         source, params = self.state.source, self.state.params
         partial = candidate.partial
         row = await source.evaluate(candidate.tokens)
+        if self.state.spells_eos(which):
+            row = source.spelling_eos().read(row.logprobs)
         node = source.trie.descend(partial)
         weight = candidate.weight - row.log_mass(source.trie.lo[node], source.trie.hi[node])
         back = len(partial) if params.heal_max_backoff is None else params.heal_max_backoff

@@ -241,6 +241,11 @@ class RowSource:
         """Whether some EOS token has bytes, so that prefilling reads rows differently."""
         return bool(self._hidden.size)
 
+    def spelled_eos(self, lo: int, hi: int) -> NDArray[np.int64]:
+        """The places in a range of the trie's order of EOS tokens that have bytes."""
+        first, last = np.searchsorted(self._hidden, (lo, hi))
+        return self._hidden[first:last]
+
     @property
     def eos_ids(self) -> list[int]:
         """The ids that end the text."""

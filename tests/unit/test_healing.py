@@ -169,3 +169,18 @@ async def test_tokens_may_end_before_reading_gets_stuck():
         await ((await narrow(lm, b"abc", heal_max_splits=1)) << ord("a"))
     healed = await ((await narrow(lm, b"abc", heal_max_splits=2)) << ord("a"))
     assert healed.context == b"abca"
+
+
+@pytest.mark.parametrize("others", [[], [b"<enz"]])
+async def test_a_prefill_may_have_left_the_inside_of_an_eos_token(others):
+    """``<end>`` ends the text; while prefilling it counts as its bytes, and its beginning, too."""
+    tokens = [b"", b"", b"a", b"<", b"e", b"z", b"<end>", *others]
+    vocab = ByteVocab.from_bytes(tokens, bos_token_id=0, eos_token_ids=[1])
+    lm = OneWay({(0, A): 6}, vocab)
+    params = BeamParams(1, 0.1, eos_tokens=[b"<end>"])
+    state = await (await ByteBeamState.initial(lm, params)).prefill(b"a<e", mode="exact")
+    assert [(c.tokens, c.partial) for c in state] == [((0, A), b"<e")]
+    healed = await (state << ord("z"))
+    assert [(c.tokens, c.partial) for c in healed] == [((0, A, 3, 4), b"z")]
+    assert healed.logZ == pytest.approx(lm.log_p(A, 3, 4, 5), abs=1e-5)
+    await assert_normalised(healed)
