@@ -174,7 +174,9 @@ class BaseClient:
             if call.batched is None:
                 raise TypeError(f"{call.path} is no call of a session")
             session_id, name = call.batched
-            item = {"id": session_id, "call": name, "body": {**(call.body or {})}}
+            # What stands in the address of a call by itself is in the body of one of many.
+            body = {**(call.params or {}), **(call.body or {})}
+            item = {"id": session_id, "call": name, "body": body}
             if call.key is not None:
                 item["idempotency_key"] = call.key
             items.append(item)

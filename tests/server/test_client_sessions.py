@@ -222,6 +222,16 @@ def test_a_batch_is_many_calls(client: Client, session: Session) -> None:
     assert caught.value.results[1].version == 2
 
 
+def test_calls_of_a_batch_have_their_options(client: Client) -> None:
+    with client.session("hhet", beam={"K": 1, "prune_threshold": 0.0}) as session:
+        session.advance("h", prune=False)
+        pruned, whole = session.next(prune=True), session.next()
+        assert list(pruned.logprobs) != list(whole.logprobs)
+        told, candidates = client.batch([session.plan.next(prune=True), session.plan.candidates()])
+        assert list(told.logprobs) == list(pruned.logprobs)
+        assert candidates == session.candidates()
+
+
 def test_a_change_can_depend_on_the_version(session: Session) -> None:
     session.advance("a", if_version=1)
     with pytest.raises(Conflict) as caught:
