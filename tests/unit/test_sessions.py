@@ -24,7 +24,7 @@ from bytelm_server.sessions import bodies
 from bytelm_server.sessions.calls import SessionCalls
 from bytelm_server.sessions.failures import NoSuchSession, StoreFull, VersionConflict
 from bytelm_server.sessions.service import Sessions
-from bytelm_server.stores import Full, Record
+from bytelm_server.stores import Full, Record, Reply
 from bytelm_server.stores.memory import MemoryStore
 
 MOST_PER_IDLE_SESSION = 64 * 1024
@@ -354,3 +354,23 @@ async def test_a_stream_has_its_session_to_itself(served: Served) -> None:
         assert not waiting.done()
         await anext(events)
     assert (await waiting)["version"] == 4
+
+
+async def test_a_new_session_that_somebody_finds_at_once_is_not_taken_back() -> None:
+    """Its id is in the list as soon as it is stored, before its maker hears of it."""
+
+    class Listed(MemoryStore):
+        async def create(self, record: Record, reply: Reply | None, now: float) -> bytes | None:
+            known = await super().create(record, reply, now)
+            await mine.advance(record.id, "b")
+            return known
+
+    mine = Served(Stopping(SMALL), Listed(100))
+    session_id = await mine.create(context="a")
+    session = await mine.calls.get(session_id, bodies.GetCall())
+    assert (session["version"], session["length"]) == (2, 2)
+    other = Served(Stopping(SMALL))
+    other_id = await other.create(context="a")
+    await other.advance(other_id, "b")
+    told, want = await mine.next(session_id), await other.next(other_id)
+    assert np.array_equal(told["logprobs"], want["logprobs"])

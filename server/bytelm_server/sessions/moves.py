@@ -277,7 +277,9 @@ class Moves:
             return same_call(known, request)
         if state is not None:
             async with self.held.hold(record.id) as held:
-                held.record, held.meta, held.state = record, orjson.loads(record.meta), state
+                # Whoever found it by its list may have moved it already.
+                if held.record is None:
+                    held.record, held.meta, held.state = record, orjson.loads(record.meta), state
         return answer
 
     async def replied(self, name: str | None, request: str) -> Answer | None:
