@@ -23,6 +23,9 @@ class Deadlines:
             DeadlinePassed: after the work was cancelled.
             Unavailable: when all work was ended, after that.
         """
+        if self._end is not None:
+            # The next part of a stream, of which nothing was under way at the end.
+            deadline = min(deadline, asyncio.get_running_loop().time())
         try:
             async with asyncio.timeout_at(deadline) as limit:
                 self._limits.add(limit)
@@ -40,7 +43,7 @@ class Deadlines:
             ) from None
 
     def end(self, reason: Unavailable) -> None:
-        """End all work now; it raises ``reason``."""
+        """End all work now, and what would begin after it; it raises ``reason``."""
         self._end = reason
         now = asyncio.get_running_loop().time()
         for limit in self._limits:
