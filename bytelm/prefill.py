@@ -23,6 +23,7 @@ import unicodedata
 from dataclasses import dataclass
 from functools import cached_property
 
+from bytelm.utf8 import LONGEST
 from bytelm.vocab import ByteVocab
 
 TAIL = 2
@@ -117,12 +118,13 @@ class TrunkFinder:
         return text[start:]
 
     def _is_word_end(self, text: bytes, at: int) -> bool:
-        left, right = _last_character(text[:at]), _first_character(text[at:])
+        left = _last_character(text[max(at - LONGEST, 0) : at])
+        right = _first_character(text[at : at + LONGEST])
         return (
             left.isalnum()
             and right != ""
             and (right.isspace() or unicodedata.category(right)[0] in "PSZ")
-            and not any(right.encode()[:n] in self._crossed for n in range(1, 5))
+            and not any(right.encode()[:n] in self._crossed for n in range(1, LONGEST + 1))
         )
 
 
@@ -136,7 +138,7 @@ class _NoTrunks(TrunkFinder):
 
 def _first_character(data: bytes) -> str:
     """The first character of UTF-8 bytes, or "" where they begin with something else."""
-    for length in range(1, 5):
+    for length in range(1, LONGEST + 1):
         try:
             return data[:length].decode() if data else ""
         except UnicodeDecodeError:
@@ -146,7 +148,7 @@ def _first_character(data: bytes) -> str:
 
 def _last_character(data: bytes) -> str:
     """The last character of UTF-8 bytes, or "" where they end with something else."""
-    for length in range(1, min(4, len(data)) + 1):
+    for length in range(1, min(LONGEST, len(data)) + 1):
         try:
             return data[-length:].decode()
         except UnicodeDecodeError:
