@@ -60,6 +60,7 @@ async def score(
         ByteError: when a value is not in 0..255.
         Terminated: when the state is at EOS.
         ContextTooLong: when the bytes do not fit into the model.
+        EmptyBeam: when pruning took what a byte's probability came from, and healing fails.
     """
     (only,) = await score_all(state, [checked_bytes(continuation)], eos=eos)
     return only
