@@ -242,8 +242,9 @@ class ByteBeamState(StatefulByteLM):
             llm: the token LM; a genlm.backend model is adapted (see ``bytelm.genlm``).
             params: the beam's parameters.
             trie_opts: how genlm-bytes builds its trie; not used, but calls that have it run.
-            initial_context: token ids; by default the model's BOS. Of more than
-                ``params.max_context_length``, the first and the last are taken.
+            initial_context: token ids; by default the model's BOS. What its tokenizer puts before
+                a text stands behind that alone. Of more than ``params.max_context_length``, the
+                first and the last are taken.
 
         Raises:
             VocabError: when no context is given and the model has neither BOS nor EOS.
@@ -251,12 +252,12 @@ class ByteBeamState(StatefulByteLM):
         """
         lm = as_token_lm(llm)
         source = RowSource(lm, params.eos_byte_strings, params.special_tokens == "literal")
-        context = lm.vocab.initial_context if initial_context is None else initial_context
-        anchor = tuple(context)
+        vocab = lm.vocab
+        anchor = vocab.initial_context if initial_context is None else tuple(initial_context)
         state = cls(source, params, anchor, roots=[(anchor, 0.0)])
-        if initial_context is None and source.vocab.prefix:
+        if vocab.prefix and vocab.has_initial_context and anchor == vocab.initial_context:
             # The tokenizer put it there, not the model: it has no part in logZ.
-            state = (await state._walk(source.vocab.prefix))._weighing(0.0)
+            state = (await state._walk(vocab.prefix))._weighing(0.0)
         return state._shortened()
 
     # What the beam holds.
@@ -291,10 +292,9 @@ class ByteBeamState(StatefulByteLM):
     @property
     def context(self) -> bytes:
         """The bytes consumed so far, without those that ``max_context_length`` left out."""
-        for candidate in self:
-            text = self.source.vocab.decode(candidate.tokens) + candidate.partial
-            return text.removeprefix(self._prefix)
-        return b""
+        # Nobody consumed what is no text, even where it is read as the bytes of its name.
+        text = self.source.lm.vocab.decode(self._anchor) + self._text
+        return text.removeprefix(self._prefix)
 
     @property
     def at_limit(self) -> bool:
@@ -311,7 +311,7 @@ class ByteBeamState(StatefulByteLM):
     @property
     def _prefix(self) -> bytes:
         """What the tokenizer put before the whole text; nothing if a special token comes first."""
-        vocab = self.source.vocab
+        vocab = self.source.lm.vocab
         if self._is_cut or not vocab.has_initial_context:
             return b""
         length = len(vocab.initial_context)

@@ -1,5 +1,8 @@
 """The byte beam against brute force over all tokenizations, and its laws."""
 
+from pathlib import Path
+
+import mistral_common
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -23,6 +26,7 @@ from bytelm.testing import (
 from bytelm.token_lm import AsyncTokenLM
 from bytelm.vocab import ByteVocab
 
+SENTENCEPIECE = Path(mistral_common.__file__).parent / "data" / "tokenizer.model.v1"
 ALPHABET = b"abc"
 BOS, END = b"", b""
 
@@ -302,3 +306,28 @@ async def test_repr_shows_weights_tokens_and_partial():
     assert "<0>|a‖b" in repr(state)
     assert "<0>‖ab" in repr(state)
     assert "<table>" in state._repr_html_()
+
+
+async def test_special_tokens_that_are_read_literally_are_no_text_where_they_begin_one():
+    vocab = ByteVocab.from_bytes([b"<s>", b"</s>", b"a", b"b"], bos_token_id=0, eos_token_ids=[1])
+    params = BeamParams(K=None, special_tokens="literal")
+    state = await ByteBeamState.initial(StubLM(vocab), params)
+    assert state.context == b""
+    assert (await state.prefill(b"ab")).context == b"ab"
+    behind = await ByteBeamState.initial(StubLM(vocab), params, initial_context=[0, 2, 1])
+    assert (await behind.prefill(b"b")).context == b"ab"
+
+
+@pytest.mark.parametrize("given", [None, [1]], ids=["default", "explicit"])
+async def test_a_text_may_begin_with_what_the_tokenizer_puts_before_it(given):
+    vocab = ByteVocab.from_file(SENTENCEPIECE)
+    assert (vocab.prefix, vocab.initial_context) == (b" ", (1,))
+    lm = StubLM(vocab, rows=8)
+    state = await ByteBeamState.initial(lm, BeamParams(K=2), initial_context=given)
+    for text in (b"the cat", b" the cat", b" "):
+        for mode in ("fast", "exact"):
+            read = await state.prefill(text, mode)
+            assert read.context == text
+            marked = read.insert([vocab.eos_token_ids[0]])
+            tokens = next(iter(marked)).tokens
+            assert vocab.decode(tokens) == b" " + text
