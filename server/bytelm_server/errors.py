@@ -22,6 +22,7 @@ type                      status  codes
 ``conflict``              409     ``version_conflict``, ``idempotency_conflict``, ``model_changed``
 ``expired``               410     ``session_expired``
 ``overloaded``            429     ``queue_full``
+``unavailable``           502     ``replica_lost``: on Ray Serve only
 ``unavailable``           503     ``starting``, ``draining``, ``dead``
 ``timeout``               504     ``deadline_passed``
 ``insufficient_storage``  507     ``store_full``
