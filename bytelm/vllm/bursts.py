@@ -28,7 +28,9 @@ QUIET_TURNS = 12
 through fewer tasks than that before whoever waits for it asks for the next one."""
 
 LONGEST_GATHERING = 0.01
-"""Seconds after which a burst is sent even though more and more is asked for."""
+"""Seconds after which a burst is sent even though more and more is asked for: but not before all
+that wait for an answer of the last one had their ``QUIET_TURNS``, however long these take, so that
+whoever asked meanwhile is not sent ahead alone."""
 
 
 class Burst:
@@ -88,10 +90,11 @@ class Bursts(Generic[T]):
         """Let everybody who is about to ask for something do so."""
         loop = asyncio.get_running_loop()
         end = loop.time() + LONGEST_GATHERING
-        quiet = 0
-        while quiet < QUIET_TURNS and loop.time() < end:
+        turns = quiet = 0
+        while turns < QUIET_TURNS or (quiet < QUIET_TURNS and loop.time() < end):
             before = len(self._wanted)
             await asyncio.sleep(0)
+            turns += 1
             quiet = quiet + 1 if len(self._wanted) == before else 0
 
     def _ended(self) -> None:

@@ -1,10 +1,11 @@
 """Which requests are sent together, and when."""
 
 import asyncio
+import time
 
 import pytest_asyncio
 
-from bytelm.vllm.bursts import Burst, Bursts
+from bytelm.vllm.bursts import LONGEST_GATHERING, Burst, Bursts
 
 
 class Wire:
@@ -61,6 +62,25 @@ async def test_whoever_needs_some_turns_more_is_waited_for(started):
     await asyncio.gather(*(late(str(n), n) for n in range(0, 40, 5)))
     await turns()
     assert wire.sent == [[str(n) for n in range(0, 40, 5)]]
+
+
+async def test_who_is_answered_and_takes_long_is_waited_for_by_who_asked_meanwhile(started):
+    bursts, wire = started(1)
+    bursts.put("answered")
+    await turns()
+    bursts.put("meanwhile")
+    await turns()
+
+    async def ask_again(item: str) -> None:
+        await turns(5)
+        time.sleep(LONGEST_GATHERING / 2)  # noqa: ASYNC251 (its walk holds the loop up)
+        await turns(2)
+        bursts.put(item)
+
+    wire.bursts[0].answered()
+    await asyncio.gather(*(ask_again(item) for item in "abcd"))
+    await turns()
+    assert wire.sent == [["answered"], ["meanwhile", *"abcd"]]
 
 
 async def test_an_endless_stream_of_requests_is_cut(started):
