@@ -30,7 +30,7 @@ KEEP_ALIVE_SECONDS = 75
 sent into a connection that the server closes at that moment."""
 LAST_ANSWERS_SECONDS = 1
 """Seconds that the last answers have to get to their clients."""
-LONGEST_END = 5.0
+LONGEST_END = 4.0
 """Seconds that the model has to end in, after the calls."""
 
 
