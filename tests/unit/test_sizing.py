@@ -1,6 +1,7 @@
 """What models take on GPUs, against sums made by hand and against what was measured."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -219,7 +220,10 @@ def test_what_counts_as_measured_is_what_was_measured() -> None:
     ]:  # fmt: skip
         assert memory["all"][name]["mean"] == pytest.approx(used, rel=0.1)
     profile = (RESULTS / "engine_profile.md").read_text()
-    assert f"{constants.EVALUATIONS_PER_BYTE} at 0.01" in profile
-    assert "| 128 | 3.2 | 16.7 | 275.3 | 5.2 |" in profile
-    sending = (3.2 + 16.7 + 5.2) * 1e-3 / 128
-    assert sending == pytest.approx(constants.SENDING_SECONDS)
+    per_byte = re.search(r"([\d.]+) at 0\.01", profile)
+    assert per_byte is not None
+    assert float(per_byte[1]) == pytest.approx(constants.EVALUATIONS_PER_BYTE, rel=0.1)
+    parts = re.search(r"\| 128 \| ([\d.]+) \| ([\d.]+) \| [\d.]+ \| ([\d.]+) \|", profile)
+    assert parts is not None
+    sending = sum(map(float, parts.groups())) * 1e-3 / 128
+    assert sending == pytest.approx(constants.SENDING_SECONDS, rel=0.1)
