@@ -108,6 +108,8 @@ test-scale: $(INSTALLED_DEV) setup  ## Run what takes several servers: Redis, a 
 test-deploy: $(INSTALLED_RAY) setup  ## Check the files of docker/; serve from the CPU image's tree; Prometheus, Ray Serve
 	@$(NEED)
 	need redis-server prometheus
+	# Only root can take the CPU image's steps.
+	[ "$$(id -u)" != 0 ] || need debootstrap
 	.venv/bin/python -m pytest tests/deploy
 
 .PHONY: faults
