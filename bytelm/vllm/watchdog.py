@@ -6,8 +6,9 @@ engine core and in every worker. The owner names itself in the environment that 
 (:class:`bytelm.settings.Owner`); where nobody does, nothing happens.
 
 vLLM loads plugins only after the engine core has shaken hands with its owner, for which it waits
-minutes. So that an owner killed before that is noticed too, :class:`Watched` rides on vLLM's
-configuration, which a process unpickles before anything else.
+minutes. So that an owner killed before that is noticed too, ``spawned.py`` installs it in every
+process that is spawned. Where that is not run, :class:`Watched` rides on vLLM's configuration,
+which a process unpickles before anything else.
 
 This module must not import vLLM or torch: it runs first.
 """

@@ -7,6 +7,7 @@ import threading
 from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
 
 from bytelm.errors import EngineStartError
@@ -172,6 +173,28 @@ def test_spawned_processes_do_not_import_the_main_module(tmp_path):
     )
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == ["main", "child", "None True"]
+
+
+def test_vllms_processes_end_with_their_owner_from_the_first(tmp_path):
+    script = tmp_path / "program.py"
+    script.write_text(
+        "import multiprocessing, os, time\n"
+        "from bytelm.vllm.start import _main_module_hidden\n"
+        "from bytelm.vllm.watchdog import start_time\n"
+        "os.environ['BYTELM_OWNER_PID'] = str(os.getpid())\n"
+        "os.environ['BYTELM_OWNER_STARTED'] = str(start_time(os.getpid()))\n"
+        "with _main_module_hidden():\n"
+        "    spawn = multiprocessing.get_context('spawn')\n"
+        "    child = spawn.Process(target=time.sleep, args=(300,))\n"
+        "    child.start()\n"
+        "print(child.pid, flush=True)\n"
+        "time.sleep(300)\n"
+    )
+    with subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True) as owner:
+        assert owner.stdout is not None
+        child = psutil.Process(int(owner.stdout.readline()))
+        owner.kill()
+    child.wait(30)
 
 
 def test_vllms_processes_know_from_the_first_how_much_vllm_logs(tmp_path):
