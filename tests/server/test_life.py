@@ -1,8 +1,9 @@
 """The server while its model starts, dies, or works for clients that are gone."""
 
-import socket
 import time
 from collections.abc import Callable
+from contextlib import closing
+from http.client import HTTPConnection
 
 import httpx
 import pytest
@@ -98,8 +99,13 @@ def test_nothing_is_computed_for_a_client_that_has_gone(own: httpx.Client) -> No
 def test_an_idle_connection_outlives_what_clients_keep(http: httpx.Client, url: str) -> None:
     """Else a call may go into a connection that is being closed; httpx keeps them for 5 seconds."""
     address = httpx.URL(url)
-    with socket.create_connection((address.host, address.port), timeout=60) as sock:
+    connection = HTTPConnection(address.host, address.port, timeout=60)
+    connection.connect()
+    connection.auto_open = 0  # it must be the same one
+    with closing(connection):
         for pause in (0, 6.5):
             time.sleep(pause)
-            sock.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
-            assert b" 200 " in sock.recv(4000)
+            connection.request("GET", "/health", headers={"Host": "localhost"})
+            with connection.getresponse() as response:
+                assert response.status == 200
+                response.read()
