@@ -2,26 +2,15 @@
 
 import asyncio
 import re
-from collections.abc import Iterator
 
 import httpx
 import psutil
 import pytest
 
-from tests.server.test_serve_real import Served, kill, start
+from tests.server.test_serve_real import Served
 
 CLIENTS = 200
 SETTLE_SECONDS = 60.0
-
-
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    served = start(tmp_path_factory.mktemp("served"))
-    try:
-        served.wait_until_ready()
-        yield served
-    finally:
-        kill(served)
 
 
 async def counts(http: httpx.AsyncClient) -> dict[str, float]:

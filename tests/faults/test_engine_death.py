@@ -3,7 +3,6 @@
 import asyncio
 import signal
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +15,6 @@ from tests.server.test_serve_real import Served, kill, start
 CLIENTS = 32
 BACK_SECONDS = 300.0
 PROVERB = {"context": "An apple a day keeps the ", "steps": 12}
-
-
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    served = start(tmp_path_factory.mktemp("served"))
-    try:
-        served.wait_until_ready()
-        yield served
-    finally:
-        kill(served)
 
 
 class Load:
