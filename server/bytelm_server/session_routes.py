@@ -53,7 +53,12 @@ Key = Annotated[
     ),
 ]
 IfVersion = Annotated[
-    int | None, Query(ge=1, description="Only if the session has this version; else 409.")
+    int | None,
+    Query(
+        ge=1,
+        le=bodies.LAST_VERSION,
+        description="Only if the session has this version; else 409.",
+    ),
 ]
 
 

@@ -16,6 +16,7 @@ class Proxy:
         connections: how many were made so far.
         break_before: so many next calls never reach the server.
         break_after: so many next answers never reach the client, though the server gave them.
+        cut_stream: whether answers end after the first piece that is passed on.
     """
 
     def __init__(self, url: str) -> None:
@@ -63,9 +64,10 @@ class Proxy:
             if self.break_after:
                 self.break_after -= 1
                 return
+            last = self.cut_stream  # before the client sees the answer, and sets it for the next
             writer.write(data)
             await writer.drain()
-            if self.cut_stream:
+            if last:
                 return
 
 

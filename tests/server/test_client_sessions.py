@@ -157,8 +157,9 @@ def test_after_a_broken_stream_the_session_goes_on(url: str, client: Client) -> 
     want = client.greedy("hello", 45).bytes
     assert len(want) == 45
     with proxy_to(url) as proxy, Client(proxy.url) as shaky, shaky.session("hello") as session:
+        resumed = shaky.resume(session.id)
         proxy.cut_stream = True
-        stream = shaky.resume(session.id).stream_greedy(40)
+        stream = resumed.stream_greedy(40)
         with pytest.raises(ConnectionLost):
             list(stream)
         proxy.cut_stream = False

@@ -446,6 +446,18 @@ def test_a_version_is_checked_before_anything_changes(create) -> None:
     assert session.http.delete(session.url, params={"if_version": 2}).status_code == 200
 
 
+@pytest.mark.parametrize("version", [0, 2**63, 10**30])
+def test_what_can_be_no_version_is_refused(create, version: int) -> None:
+    session = create(context="hello")
+    ended = session.http.delete(session.url, params={"if_version": version})
+    # httpx's own JSON takes integers of any size.
+    moved = session.post("advance", bytes="a", if_version=version)
+    for answer in (ended, moved):
+        code_of(answer, 400)
+        assert answer.json()["error"]["param"] == "if_version"
+    assert session.get()["version"] == 1
+
+
 @pytest.mark.parametrize(
     ("call", "body", "other"),
     [

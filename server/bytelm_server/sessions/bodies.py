@@ -13,6 +13,8 @@ from bytelm_server.requests import BeamCall, Drawing, Generation, keep_failure
 
 LONGEST_KEY = 255
 """Characters of an idempotency key."""
+LAST_VERSION = 2**63 - 1
+"""As far as versions are counted."""
 
 TokenIds = list[Annotated[int, Field(ge=0)]]
 
@@ -87,7 +89,7 @@ class Changing(Body):
     """A call that changes a session."""
 
     if_version: int | None = Field(
-        None, ge=1, description="Only if the session has this version; else 409."
+        None, ge=1, le=LAST_VERSION, description="Only if the session has this version; else 409."
     )
 
 
