@@ -21,7 +21,8 @@ async def _gone(request: Request) -> None:
 async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
     """The result of ``work``, which is cancelled when the client closes the connection.
 
-    The body must have been read.
+    The body must have been read. A caller that is cancelled cancels the work, and gets its result
+    all the same if the work could not be stopped any more.
 
     Raises:
         ClientGone: after the work was cancelled.
@@ -32,6 +33,12 @@ async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
         await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
             raise ClientGone
+        return task.result()
+    except asyncio.CancelledError:
+        task.cancel()
+        await asyncio.wait({task})
+        if task.cancelled() or task.exception() is not None:
+            raise
         return task.result()
     finally:
         task.cancel()

@@ -3,9 +3,12 @@
 import asyncio
 
 import pytest
+from fastapi import Request
 
 from bytelm_server.deadlines import Deadlines
+from bytelm_server.disconnect import while_connected
 from bytelm_server.errors import DeadlinePassed, Unavailable
+from bytelm_server.sessions.moves import finished
 
 STOPPED = Unavailable("draining", "the server stopped before the call was done")
 
@@ -24,6 +27,39 @@ async def test_work_is_cancelled_at_its_deadline() -> None:
     with pytest.raises(DeadlinePassed):
         await Deadlines().before(now, work)
     assert work.cancelled()
+
+
+async def past_its_deadline(end: asyncio.Future[str], outcome: str | Exception) -> str:
+    """What a call gets whose work is being written down when the deadline passes."""
+
+    async def never() -> None:
+        await asyncio.Event().wait()
+
+    async def write() -> str:
+        return await end
+
+    now = asyncio.get_running_loop().time()
+    request = Request({"type": "http"}, never)
+    call = Deadlines().before(now + 0.01, while_connected(request, finished(write())))
+    answer = asyncio.create_task(call)
+    await asyncio.sleep(0.05)
+    assert not answer.done()
+    if isinstance(outcome, Exception):
+        end.set_exception(outcome)
+    else:
+        end.set_result(outcome)
+    return await answer
+
+
+async def test_what_has_happened_by_the_deadline_is_told_as_done() -> None:
+    end = asyncio.get_running_loop().create_future()
+    assert await past_its_deadline(end, "done") == "done"
+
+
+async def test_what_has_failed_by_the_deadline_was_stopped() -> None:
+    end = asyncio.get_running_loop().create_future()
+    with pytest.raises(DeadlinePassed):
+        await past_its_deadline(end, OSError("the disk is full"))
 
 
 async def test_all_work_that_is_under_way_can_be_ended() -> None:

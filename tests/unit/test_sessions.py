@@ -203,15 +203,16 @@ async def test_sessions_do_not_wait_for_each_other(served: Served) -> None:
 async def test_a_call_that_is_cancelled_happens_wholly_or_not_at_all(
     served: Served, steps: int
 ) -> None:
-    """Wherever it was: store and memory agree afterwards."""
+    """Wherever it was: store and memory agree afterwards, and so does what it tells."""
     session_id = await served.create(context="ab")
     call = asyncio.create_task(served.advance(session_id, "c"))
     for _ in range(steps):
         await asyncio.sleep(0)
     call.cancel()
-    await asyncio.gather(call, return_exceptions=True)
+    await asyncio.wait({call})
     stored = await served.store.load(session_id)
     assert stored is not None
+    assert stored.version == (1 if call.cancelled() else call.result()["version"])
     answer = await served.advance(session_id, " ")
     assert answer["version"] == stored.version + 1
     assert answer["length"] == (4 if stored.version == 2 else 3)

@@ -291,17 +291,20 @@ class Moves:
 
 
 async def finished(work: Coroutine[Any, Any, T]) -> T:
-    """The result of work that is never left half done: a cancelled caller waits for its end."""
+    """The result of work that is never left half done: a cancelled caller waits for its end.
+
+    Where that is a success, the caller is not cancelled: what has happened is told as done.
+    """
     task = asyncio.create_task(work)
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        while not task.done():
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.wait({task})
-        if not task.cancelled():
-            task.exception()
-        raise
+    cancelled = None
+    while not task.done():
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None and (task.cancelled() or task.exception() is not None):
+        raise cancelled
+    return task.result()
 
 
 def new_id() -> str:
