@@ -2,6 +2,9 @@
 
 from typing import Any
 
+from pydantic import TypeAdapter
+
+from bytelm_server.answers import ErrorEvent
 from bytelm_server.errors import ErrorBody, ErrorDetail
 
 Responses = dict[int | str, dict[str, Any]]
@@ -112,8 +115,15 @@ FAILURES: Responses = {
 """Of calls that take the model."""
 
 
-def with_stream(answer: dict[str, Any]) -> dict[str, Any]:
-    """The description of an answer that also comes as events."""
+def _of_components(kind: Any) -> dict[str, Any]:
+    """The schema of ``kind``; what it is made of is what answers are made of, and named there."""
+    schema = TypeAdapter(kind).json_schema(ref_template="#/components/schemas/{model}")
+    schema.pop("$defs", None)
+    return schema
+
+
+def with_stream(answer: dict[str, Any], event: Any) -> dict[str, Any]:
+    """The description of an answer that also comes as events, which are ``event`` or an error."""
     example = (
         'data: {"index":0,"sample":0,"bytes":{"text":"doctor","base64":"ZG9jdG9y"}}\n\n'
         'data: {"index":0,"sample":0,"bytes":{"text":" away.","base64":"IGF3YXku"},'
@@ -121,9 +131,22 @@ def with_stream(answer: dict[str, Any]) -> dict[str, Any]:
         '"evaluations":5,"tokens_computed":38,"tokens_cached":0}}\n\n'
         "data: [DONE]\n\n"
     )
+    data = {
+        "type": "string",
+        "anyOf": [
+            {
+                "contentMediaType": "application/json",
+                "contentSchema": {"anyOf": [_of_components(event), _of_components(ErrorEvent)]},
+            },
+            {"const": "[DONE]"},
+        ],
+    }
     stream = {
-        "schema": {
-            "type": "string",
+        # OpenAPI 3.2's keyword for streams, which FastAPI uses in 3.1 as well.
+        "itemSchema": {
+            "type": "object",
+            "properties": {"data": data},
+            "required": ["data"],
             "description": "With `stream`: server-sent events. Each has the bytes that follow "
             "those of the last one with its index and sample; `text` holds incomplete characters "
             "back. A text's last event has its `finish_reason`, the stream's last one `usage`; an "

@@ -106,7 +106,7 @@ async def next_bytes(
     "/v1/greedy",
     tags=["bytes"],
     response_model=answers.Answer[answers.Continuation | answers.ItemError],
-    responses={200: with_stream(examples.GREEDY_ANSWER), **FAILURES},
+    responses={200: with_stream(examples.GREEDY_ANSWER, answers.Event), **FAILURES},
 )
 async def greedy(
     work: Working,
@@ -124,7 +124,7 @@ async def greedy(
     "/v1/sample",
     tags=["bytes"],
     response_model=answers.Answer[answers.Sample | answers.ItemError],
-    responses={200: with_stream(examples.SAMPLE_ANSWER), **FAILURES},
+    responses={200: with_stream(examples.SAMPLE_ANSWER, answers.Event), **FAILURES},
 )
 async def sample(
     work: Working,

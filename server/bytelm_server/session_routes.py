@@ -272,7 +272,7 @@ async def next_symbol(
     "/v1/sessions/{session_id}/greedy",
     tags=["sessions"],
     response_model=answers.Generated,
-    responses={200: with_stream(examples.GREEDY_ANSWER), **_MOVES},
+    responses={200: with_stream(examples.GREEDY_ANSWER, answers.SessionEvent), **_MOVES},
 )
 async def greedy(
     work: Working,
@@ -289,7 +289,7 @@ async def greedy(
     "/v1/sessions/{session_id}/sample",
     tags=["sessions"],
     response_model=answers.Generated,
-    responses={200: with_stream(examples.SAMPLE_ANSWER), **_MOVES},
+    responses={200: with_stream(examples.SAMPLE_ANSWER, answers.SessionEvent), **_MOVES},
 )
 async def sample(
     work: Working,

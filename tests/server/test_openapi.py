@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import jsonschema
 import pytest
+
+from tests.server.test_streams import streamed
 
 CHECKS = [
     "only_documented_failures",
@@ -71,6 +74,36 @@ def test_every_call_says_how_it_fails(document: dict[str, Any]) -> None:
                 continue
             content = answer["content"]["application/json"]
             assert content["schema"]["$ref"].endswith("/ErrorBody"), (name, status)
+
+
+STREAMS: list[tuple[str, dict[str, Any]]] = [
+    ("byte", {"steps": 9, "stop": ["e"]}),
+    ("byte", {"steps": 4, "advance": False, "logprobs": True}),
+    ("token", {"steps": 9}),
+    (None, {"contexts": ["hello", {"base64": "/w=="}], "steps": 9}),
+    (None, {"contexts": ["hello", 5], "steps": 3}),
+]
+
+
+@pytest.mark.parametrize("call", ["greedy", "sample"])
+@pytest.mark.parametrize(("kind", "body"), STREAMS)
+def test_streams_are_as_described(
+    http: httpx.Client, document: dict[str, Any], call: str, kind: str | None, body: dict[str, Any]
+) -> None:
+    path = url = f"/v1/{call}"
+    if kind is not None:
+        session = http.post("/v1/sessions", json={"kind": kind, "context": "hello"}).json()["id"]
+        path, url = f"/v1/sessions/{{session_id}}/{call}", f"/v1/sessions/{session}/{call}"
+    answer = document["paths"][path]["post"]["responses"]["200"]["content"]["text/event-stream"]
+    event, done = answer["itemSchema"]["properties"]["data"]["anyOf"]
+    assert done == {"const": "[DONE]"}
+    kinds = [{**kind, "additionalProperties": False} for kind in event["contentSchema"]["anyOf"]]
+    schema = {"anyOf": kinds, "components": document["components"]}
+    jsonschema.Draft202012Validator.check_schema(schema)
+    events = streamed(http, url, body)
+    assert events
+    for each in events:
+        jsonschema.validate(each, schema, jsonschema.Draft202012Validator)
 
 
 @pytest.fixture(scope="module")
