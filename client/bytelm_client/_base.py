@@ -54,6 +54,7 @@ class Call(Generic[T]):
         key: by which the server knows a change that it is sent again.
         octets: ask for an array of float32 instead of JSON.
         batched: the session and the name of the call, by which a batch has it.
+        once: whether it changes something though it has no key.
     """
 
     method: str
@@ -65,6 +66,7 @@ class Call(Generic[T]):
     key: str | None = None
     octets: bool = False
     batched: tuple[str, str] | None = None
+    once: bool = False
 
     def expects(self, response: httpx.Response) -> bool:
         """Whether the response is an answer, not an error."""

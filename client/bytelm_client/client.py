@@ -88,7 +88,7 @@ class Client(BaseClient):
 
     def _respond(self, call: Call[Any], stream: bool = False) -> httpx.Response:
         """The response to take, after as many attempts as it takes; an error's is read."""
-        attempts = Attempts(self.retries)
+        attempts = Attempts(self.retries, call.once)
         while True:
             try:
                 request = self._request(self._http, call)
@@ -337,7 +337,7 @@ class AsyncClient(BaseClient):
 
     async def _respond(self, call: Call[Any], stream: bool = False) -> httpx.Response:
         """The response to take, after as many attempts as it takes; an error's is read."""
-        attempts = Attempts(self.retries)
+        attempts = Attempts(self.retries, call.once)
         while True:
             try:
                 request = self._request(self._http, call)

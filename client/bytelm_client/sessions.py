@@ -201,7 +201,8 @@ class Plan:
         self, name: str, steps: int, advance: bool, options: Mapping[str, Any]
     ) -> Call[None]:
         body = {**self._generation(steps, advance, options), "stream": True}
-        return Call("POST", f"/v1/sessions/{self._session.id}/{name}", _nothing, body)
+        path = f"/v1/sessions/{self._session.id}/{name}"
+        return Call("POST", path, _nothing, body, once=advance)
 
 
 class BaseSession:

@@ -171,6 +171,23 @@ def test_after_a_broken_stream_the_session_goes_on(url: str, client: Client) -> 
         assert made == want[end - 5 : end]
 
 
+def test_a_stream_that_may_have_moved_its_session_is_not_sent_again(
+    url: str, client: Client
+) -> None:
+    want = client.greedy("hello", 40).bytes
+    with proxy_to(url) as proxy, Client(proxy.url) as shaky, shaky.session("hello") as session:
+        proxy.break_after = 1
+        with pytest.raises(ConnectionLost):
+            list(session.stream_greedy(9))
+        session.refresh()
+        made = session.length - len("hello")
+        assert 1 <= made <= 9
+        assert session.greedy(5).bytes == want[made : made + 5]
+        # One that stays where it is may be.
+        proxy.break_after = 1
+        assert len(b"".join(session.stream_greedy(9, advance=False))) == 9
+
+
 def test_a_token_session_counts_and_returns_tokens(client: Client, lm: Any) -> None:
     with client.session([266, 104, 105], kind="token") as s:
         assert (s.kind, s.length) == ("token", 3)

@@ -73,3 +73,14 @@ def test_a_wish_that_is_not_understood_is_none() -> None:
 def test_broken_connections_are_made_again(error: Exception, again: bool) -> None:
     assert (Attempts(1).after_error(error) is not None) == again
     assert Attempts(0).after_error(error) is None
+
+
+def test_what_must_not_happen_twice_is_sent_again_only_if_it_has_not_begun() -> None:
+    for status in (429, 503):
+        assert Attempts(1, once=True).after_answer(answer(status)) is not None
+    assert Attempts(1, once=True).after_answer(answer(502)) is None
+    for error in (httpx.ConnectError("refused"), httpx.ConnectTimeout("no answer")):
+        assert Attempts(1, once=True).after_error(error) is not None
+    for error in (httpx.ReadError("reset"), httpx.WriteError(""), httpx.RemoteProtocolError("")):
+        assert Attempts(1, once=True).after_error(error) is None
+        assert Attempts(1).after_error(error) is not None
