@@ -12,7 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks.bench_cases import LEAK_EVALUATIONS, Case, Figures
+from tests.benchmarks.bench_cases import GENLM_SECONDS, LEAK_EVALUATIONS, Case, Figures
+from tests.benchmarks.bench_genlm import fit
 from tests.benchmarks.bench_host import processor
 
 Measured = Mapping[Case, list[Figures]]
@@ -118,7 +119,9 @@ class Report:
         return statistics.median(map(figure, self._by_key[key][1]))
 
     def rows(self) -> list[Row]:
-        """The goals; none but in the main run."""
+        """The goals, in the main run; of genlm-bytes to the end, how well extrapolations hold."""
+        if self.which == "peers":
+            return [self._against_fit(key) for key in self._by_key if self._by_key[key][1]]
         if self.which != "main":
             return []
         short, default, long = "greedy-32x60", "greedy-32x60-default", "greedy-32x2000"
@@ -152,6 +155,14 @@ class Report:
             how += " (extrapolated)"
         value = mine / other
         return Row(figure, f"≥ {goal:g} × {names[theirs]}", f"{value:.3g} ×", value >= goal, how)
+
+    def _against_fit(self, key: str) -> Row:
+        case, (figures,) = self._by_key[key]
+        a, b = fit(_first_seconds(figures))
+        n = figures["curve"][-1][0]
+        guess = a * n + b * n * n
+        how = f"a·n + b·n² from its first {GENLM_SECONDS:g} s gives {guess:,.0f} s"
+        return Row(case.name, "", f"{figures['seconds']:,.0f} s", None, how)
 
     def _is_extrapolated(self, key: str) -> bool:
         return any("extrapolated" in figures for figures in self._by_key[key][1])
@@ -301,7 +312,22 @@ def plot_sides(measured: Measured, path: Path) -> None:
     made = {case: figures for case, figures in measured.items() if figures}
     rated = {case: one for case, one in made.items() if one[0]["bytes"] and case.call != "prefill"}
     curves = {case: one[0] for case, one in made.items() if "curve" in one[0]}
-    figure, (bars, lines) = pyplot.subplots(1, 2, figsize=(13, 5), layout="constrained")
+    drawn = [bool(rated), bool(curves)]
+    figure, panels = pyplot.subplots(
+        1, sum(drawn), figsize=(6.5 * sum(drawn), 5), layout="constrained", squeeze=False
+    )
+    if rated:
+        _draw_rates(panels[0, 0], rated)
+        figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower left", ncols=4)
+    if curves:
+        _draw_curves(panels[0, -1], curves)
+    for axes in panels.flat:
+        axes.grid(alpha=0.25)
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+def _draw_rates(axes: Any, rated: Measured) -> None:
     names = list(dict.fromkeys(case.name for case in rated))
     for number, side in enumerate(COLOURS):
         here = [case for case in rated if case.side == side]
@@ -309,34 +335,41 @@ def plot_sides(measured: Measured, path: Path) -> None:
             continue
         y = [names.index(case.name) + 0.19 * (number - 1.5) for case in here]
         values = [statistics.median(map(rate, rated[case])) for case in here]
-        drawn = bars.barh(y, values, 0.18, color=COLOURS[side], label=SIDES[side])
-        bars.bar_label(drawn, [f"{value:,.3g}" for value in values], padding=3, fontsize=8)
-    bars.set_yticks(range(len(names)), names)
-    bars.invert_yaxis()
-    bars.set_xscale("log")
-    bars.margins(x=0.15)
-    bars.set_xlabel("bytes per second")
-    bars.legend(fontsize=8)
+        bars = axes.barh(y, values, 0.18, color=COLOURS[side], label=SIDES[side])
+        axes.bar_label(bars, [f"{value:,.3g}" for value in values], padding=3, fontsize=8)
+    axes.set_yticks(range(len(names)), names)
+    axes.invert_yaxis()
+    axes.set_xscale("log")
+    axes.margins(x=0.15)
+    axes.set_xlabel("bytes per second")
+
+
+def _draw_curves(axes: Any, curves: Mapping[Case, Figures]) -> None:
     for (case, one), colour in zip(curves.items(), _more_colours(len(curves)), strict=True):
         n, seconds = zip(*one["curve"], strict=True)
-        lines.plot(n, seconds, color=colour, linewidth=2.5, label=case.name)
+        axes.plot(n, seconds, color=colour, linewidth=2.5, label=case.name)
         if "extrapolated" in one:
             a, b = one["extrapolated"]["a"], one["extrapolated"]["b"]
-            end = case.prompt + (0 if case.call == "prefill" else case.steps)
-            x = [end * i / 50 for i in range(1, 51)]
-            lines.plot(x, [a * i + b * i * i for i in x], "--", color=colour, linewidth=1)
-    lines.set_xlabel("bytes walked in each session")
-    lines.set_ylabel("seconds")
-    lines.set_title("genlm-bytes: measured, and a·n + b·n² (dashed)", fontsize=10)
-    if curves:
-        lines.set_xscale("log")
-        lines.set_yscale("log")
-        lines.set_ylim(bottom=0.1)
-        lines.legend(fontsize=8)
-    for axes in (bars, lines):
-        axes.grid(alpha=0.25)
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
+        else:
+            a, b = fit(_first_seconds(one))
+        end = case.prompt + (0 if case.call == "prefill" else case.steps)
+        x = [end * i / 50 for i in range(1, 51)]
+        axes.plot(x, [a * i + b * i * i for i in x], "--", color=colour, linewidth=1)
+    axes.set_xlabel("bytes walked in each session")
+    axes.set_ylabel("seconds")
+    axes.set_title(
+        f"genlm-bytes: measured, and a·n + b·n² from the first {GENLM_SECONDS:g} s (dashed)",
+        fontsize=10,
+    )
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_ylim(bottom=0.1)
+    axes.legend(fontsize=8)
+
+
+def _first_seconds(figures: Figures) -> list[tuple[float, float]]:
+    """What a run that is stopped would have shown of one that went on to the end."""
+    return [(n, seconds) for n, seconds in figures["curve"] if seconds <= GENLM_SECONDS]
 
 
 def plot_sizes(measured: Measured, path: Path) -> None:
@@ -359,6 +392,11 @@ def plot_sizes(measured: Measured, path: Path) -> None:
         panel.set_title(call)
         panel.set_xscale("log", base=2)
         panel.set_yscale("log")
+        counts = sorted({case.sessions for case in measured if case.call == call})
+        panel.set_xticks(counts, [str(count) for count in counts])
+        for formatter in (panel.yaxis.set_major_formatter, panel.yaxis.set_minor_formatter):
+            formatter("{x:g}")
+        panel.tick_params(axis="y", which="minor", labelsize=7)
         panel.set_xlabel("sessions")
         panel.grid(alpha=0.25)
     panels.flat[0].set_ylabel("bytes per second")

@@ -144,6 +144,17 @@ def test_an_extrapolation_is_labelled():
     assert "| 100 × | yes | 819.2 bytes/s against 8.2 (extrapolated) |" in table
 
 
+def test_what_was_measured_to_the_end_stands_beside_what_its_beginning_promises(tmp_path):
+    curve = [(n, 0.5 * n + 0.001 * n * n) for n in range(1, 2001)]
+    case = Case("genlm", "prefill", 1, 2000, label="whole")
+    made = figures(2000, 5100.0, curve=curve)
+    (row,) = Report("peers", "a model", {case: [made]}).rows()
+    assert (row.value, row.met) == ("5,100 s", None)
+    assert row.how.endswith("its first 120 s gives 5,000 s")
+    Report("peers", "a model", {case: [made]}).write(tmp_path)
+    assert (tmp_path / "bench_peers.png").stat().st_size > 1000
+
+
 def test_whatever_is_left_behind_misses_the_goal():
     case = Case("bytelm", "leaks", 32, 60, steps=10_000)
     left = {"slots": 0, "evaluations": 0, "requests": 0, "tasks": 0, "blocks": 0}
