@@ -29,13 +29,11 @@ def read(tokenizer: "Tokenizer") -> TokenTable:
     token_text = {token_id: text for text, token_id in tokenizer.get_vocab(False).items()}
     if any(part["type"] == "ByteLevel" for part in _parts(layout)):
         to_bytes = _byte_level_reader()
-        pieces_in_added = False
     else:
         to_bytes = _piece_reader(layout, token_text)
-        pieces_in_added = True
     token_bytes = {token_id: to_bytes(text) for token_id, text in token_text.items()}
     for token_id, token in added.items():
-        if not (pieces_in_added and token_text.get(token_id) == token.content):
+        if token_text.get(token_id) != token.content:  # else the model's reading is right
             token_bytes[token_id] = token.content.encode()
         token_text[token_id] = token.content
     special = {token_id for token_id, token in added.items() if token.special}

@@ -263,6 +263,16 @@ def test_an_added_piece_that_the_model_has_is_read_as_a_piece():
     assert vocab.decode(vocab.encode("▁The".encode())) == "▁The".encode()
 
 
+def test_an_added_token_that_the_model_has_is_read_in_the_byte_alphabet():
+    tokenizer = gpt2()
+    tokenizer.add_tokens(["Ġa"])
+    vocab = ByteVocab.from_tokenizer(tokenizer)
+    assert tokenizer.decode([id_of(tokenizer, "Ġa")]) == " a"
+    assert vocab.token_bytes[id_of(tokenizer, "Ġa")] == b" a"
+    assert vocab.encode(b"b a") == tokenizer.encode("b a").ids
+    assert vocab.decode(vocab.encode("Ġa".encode())) == "Ġa".encode()
+
+
 def test_special_tokens_have_no_bytes_but_their_text():
     tokenizer = with_added(gpt2())
     vocab = ByteVocab.from_tokenizer(tokenizer)
