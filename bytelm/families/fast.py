@@ -14,7 +14,7 @@ from bytelm.errors import VocabError
 from bytelm.families.table import TokenTable
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
+    from tokenizers import AddedToken, Tokenizer
 
 _BYTE_PIECE = re.compile("<0x([0-9A-Fa-f]{2})>")
 _READABLE_DECODERS = {"ByteLevel", "ByteFallback", "Fuse", "Replace", "Strip", "Metaspace"}
@@ -32,9 +32,12 @@ def read(tokenizer: "Tokenizer") -> TokenTable:
     else:
         to_bytes = _piece_reader(layout, token_text)
     token_bytes = {token_id: to_bytes(text) for token_id, text in token_text.items()}
+    added_text = {
+        token_id: _added_text(token, tokenizer, layout) for token_id, token in added.items()
+    }
     for token_id, token in added.items():
         if token_text.get(token_id) != token.content:  # else the model's reading is right
-            token_bytes[token_id] = token.content.encode()
+            token_bytes[token_id] = added_text[token_id].encode()
         token_text[token_id] = token.content
     special = {token_id for token_id, token in added.items() if token.special}
     special |= _unknown_ids(tokenizer, token_bytes)
@@ -46,7 +49,7 @@ def read(tokenizer: "Tokenizer") -> TokenTable:
         special_ids=special,
         added_ids=set(added),
         prefix=_prefix(layout),
-        tokenizer=MidTextTokenizer(tokenizer, layout, token_bytes),
+        tokenizer=MidTextTokenizer(tokenizer, layout, token_bytes, added_text),
     )
 
 
@@ -57,7 +60,11 @@ class MidTextTokenizer:
     """
 
     def __init__(
-        self, tokenizer: "Tokenizer", layout: dict[str, Any], token_bytes: dict[int, bytes]
+        self,
+        tokenizer: "Tokenizer",
+        layout: dict[str, Any],
+        token_bytes: dict[int, bytes],
+        added_text: dict[int, str],
     ) -> None:
         from tokenizers import AddedToken, Tokenizer
 
@@ -69,24 +76,27 @@ class MidTextTokenizer:
         # is an id in use where the vocabulary has holes: fill these first.
         holes = max(model_vocab.values(), default=-1) + 1 - len(model_vocab)
         plain.add_tokens([f"\U0010fffd\U0010fffe{hole}" for hole in range(holes)])
+        added = tokenizer.get_added_tokens_decoder()
         texts = [
-            (token_id, token)
-            for token_id, token in sorted(tokenizer.get_added_tokens_decoder().items())
-            if token.content and token_bytes[token_id] == token.content.encode()
+            (token_id, text)
+            for token_id, text in sorted(added_text.items())
+            if text and token_bytes[token_id] == text.encode()
         ]
         plain.add_tokens(
             [
                 AddedToken(
-                    token.content, normalized=token.normalized, single_word=token.single_word
+                    text,
+                    normalized=added[token_id].normalized,
+                    single_word=added[token_id].single_word,
                 )
-                for _, token in texts
+                for token_id, text in texts
             ]
         )
         self._plain = plain
         self._original = {
             plain_id: token_id
-            for token_id, token in texts
-            if (plain_id := plain.token_to_id(token.content)) != token_id
+            for token_id, text in texts
+            if (plain_id := plain.token_to_id(text)) != token_id
         }
 
     def ids(self, text: str) -> list[int]:
@@ -213,6 +223,17 @@ def _marks_spaces(layout: dict[str, Any]) -> bool:
         part["type"] in {"Replace", "Prepend"} and "\u2581" in json.dumps(part, ensure_ascii=False)
         for part in _parts(layout["normalizer"])
     )
+
+
+def _added_text(token: "AddedToken", tokenizer: "Tokenizer", layout: dict[str, Any]) -> str:
+    """The text that an added token stands for.
+
+    A normalized one is looked for in normalized text. With a normalizer that writes spaces as
+    marks, a mark of its own is a space, and what is put before a text stands before it, too.
+    """
+    if not token.normalized or not _marks_spaces(layout):
+        return token.content
+    return tokenizer.normalizer.normalize_str(token.content).replace("\u2581", " ")
 
 
 def _unknown_ids(tokenizer: "Tokenizer", token_bytes: dict[int, bytes]) -> set[int]:

@@ -273,6 +273,31 @@ def test_an_added_token_that_the_model_has_is_read_in_the_byte_alphabet():
     assert vocab.decode(vocab.encode("Ġa".encode())) == "Ġa".encode()
 
 
+NORMALIZED = [
+    ("gemma", "foo", "foo"),
+    ("gemma", "▁foo", " foo"),
+    ("gemma", " foo", " foo"),
+    ("llama2", "foo", " foo"),
+    ("llama2", "▁foo", "  foo"),
+]
+
+
+@pytest.mark.parametrize(("layout", "content", "stands_for"), NORMALIZED)
+def test_a_normalized_added_token_stands_for_the_text_that_it_is_found_in(
+    layout, content, stands_for
+):
+    tokenizer = LOSSLESS[layout][0]()
+    tokenizer.add_tokens([AddedToken(content, normalized=True)])
+    added = id_of(tokenizer, content)
+    vocab = ByteVocab.from_tokenizer(tokenizer)
+    assert vocab.token_bytes[added] == stands_for.encode()
+    for text in (f"a{stands_for}b", f"a{stands_for}{stands_for}", f"a foo{stands_for}", "afoo"):
+        own = tokenizer.encode(text, add_special_tokens=False).ids
+        assert vocab.encode(vocab.prefix + text.encode()) == own
+    assert added in vocab.encode(b"a" + stands_for.encode())
+    assert vocab.decode(vocab.encode("a▁foo".encode())) == "a▁foo".encode()
+
+
 def test_special_tokens_have_no_bytes_but_their_text():
     tokenizer = with_added(gpt2())
     vocab = ByteVocab.from_tokenizer(tokenizer)
