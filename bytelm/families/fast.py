@@ -40,7 +40,9 @@ def read(tokenizer: "Tokenizer") -> TokenTable:
             token_bytes[token_id] = added_text[token_id].encode()
         token_text[token_id] = token.content
     special = {token_id for token_id, token in added.items() if token.special}
-    special |= _unknown_ids(tokenizer, token_bytes)
+    unknown = _unknown_id(tokenizer.model)
+    if unknown is not None:
+        special.add(unknown)
     for token_id in special:
         token_bytes[token_id] = b""
     return TokenTable(
@@ -236,16 +238,12 @@ def _added_text(token: "AddedToken", tokenizer: "Tokenizer", layout: dict[str, A
     return tokenizer.normalizer.normalize_str(token.content).replace("\u2581", " ")
 
 
-def _unknown_ids(tokenizer: "Tokenizer", token_bytes: dict[int, bytes]) -> set[int]:
-    """The ids of tokens that stand for any unknown text."""
-    model = tokenizer.model
-    if type(model).__name__ == "BPE":
-        unknown = model.unk_token and model.token_to_id(model.unk_token)
-        return set() if unknown is None or unknown == "" else {unknown}
-    stranger = "\U0010fffd"
-    ids = [token.id for token in model.tokenize(stranger)]
-    spelled = b"".join(token_bytes[token_id] for token_id in ids)
-    return set() if spelled == stranger.encode() else set(ids)
+def _unknown_id(model: Any) -> int | None:
+    """The id of the token that stands for any unknown text, if there is one."""
+    if type(model).__name__ == "Unigram":
+        unknown: int | None = json.loads(model.__getstate__())["unk_id"]
+        return unknown
+    return model.token_to_id(model.unk_token) if model.unk_token else None
 
 
 def _deterministic_model(tokenizer: "Tokenizer") -> Any:

@@ -342,19 +342,34 @@ def test_missing_ids_have_no_bytes_and_added_ids_keep_their_place():
     assert vocab.encode(b"abcabbbc") == tokenizer.encode("abcabbbc").ids == [0, 1, 3, 4, 6]
 
 
+def changed_model(tokenizer: Tokenizer, **changes: Any) -> Tokenizer:
+    whole = json.loads(tokenizer.to_str())
+    whole["model"] |= changes
+    return Tokenizer.from_str(json.dumps(whole))
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+def test_what_stands_for_unknown_text_is_no_text_though_nobody_says_that_it_is_special(kind):
+    if kind == "bpe":
+        ids = {text: i for i, text in enumerate(["<unk>", *"<unk>"])}
+        tokenizer = Tokenizer(models.BPE(ids, [], unk_token="<unk>"))
+    else:
+        pieces = [(text, -1.0) for text in ["<unk>", "a", *BYTE_PIECES]]
+        tokenizer = Tokenizer(models.Unigram(pieces, 0, True))
+    vocab = ByteVocab.from_tokenizer(tokenizer)
+    assert (vocab.token_bytes[0], vocab.special_ids) == (b"", {0})
+    assert vocab.decode(vocab.encode(b"<unk>")) == b"<unk>"
+
+
 def test_sampling_of_merges_is_left_out():
     tokenizer = gpt2()
-    whole = json.loads(tokenizer.to_str())
-    whole["model"]["dropout"] = 0.9
-    vocab = ByteVocab.from_tokenizer(Tokenizer.from_str(json.dumps(whole)))
+    vocab = ByteVocab.from_tokenizer(changed_model(tokenizer, dropout=0.9))
     assert vocab.encode(b"The quick brown") == tokenizer.encode("The quick brown").ids
 
 
 def test_sampling_of_pieces_is_left_out():
     tokenizer = unigram(byte_fallback=True)
-    whole = json.loads(tokenizer.to_str())
-    whole["model"] |= {"alpha": 0.1, "nbest_size": -1}
-    vocab = ByteVocab.from_tokenizer(Tokenizer.from_str(json.dumps(whole)))
+    vocab = ByteVocab.from_tokenizer(changed_model(tokenizer, alpha=0.1, nbest_size=-1))
     assert vocab.encode(b" The quick brown") == tokenizer.encode("The quick brown").ids
 
 
