@@ -6,6 +6,7 @@ their tokens. Knows nothing of what wraps the tokenizer.
 
 import json
 import re
+import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 _BYTE_PIECE = re.compile("<0x([0-9A-Fa-f]{2})>")
 _READABLE_DECODERS = {"ByteLevel", "ByteFallback", "Fuse", "Replace", "Strip", "Metaspace"}
+_SAMPLING = ("dropout", "alpha", "nbest_size")
+_STRANGER = "\U0010fffd\U0010fffe"  # what no vocabulary has
 _SPACE_DROPPING = {"BertPreTokenizer", "Whitespace", "WhitespaceSplit", "CharDelimiterSplit"}
 
 
@@ -72,12 +75,12 @@ class MidTextTokenizer:
 
         changes = {part: _faithful(layout[part]) for part in ("normalizer", "pre_tokenizer")}
         plain = Tokenizer.from_str(json.dumps(layout | changes))
-        plain.model = _deterministic_model(tokenizer)
+        plain.model = _plain_model(tokenizer.model)
         model_vocab = tokenizer.get_vocab(False)
         # A token that the model does not know is numbered from the vocabulary's length on, which
         # is an id in use where the vocabulary has holes: fill these first.
         holes = max(model_vocab.values(), default=-1) + 1 - len(model_vocab)
-        plain.add_tokens([f"\U0010fffd\U0010fffe{hole}" for hole in range(holes)])
+        plain.add_tokens([f"{_STRANGER}{hole}" for hole in range(holes)])
         added = tokenizer.get_added_tokens_decoder()
         texts = [
             (token_id, text)
@@ -100,6 +103,8 @@ class MidTextTokenizer:
             for token_id, text in texts
             if (plain_id := plain.token_to_id(text)) != token_id
         }
+        if (stranger := plain.model.token_to_id(_STRANGER)) is not None:
+            self._original[stranger] = sys.maxsize  # no token of the vocabulary
 
     def ids(self, text: str) -> list[int]:
         """The token ids of `text`."""
@@ -246,15 +251,24 @@ def _unknown_id(model: Any) -> int | None:
     return model.token_to_id(model.unk_token) if model.unk_token else None
 
 
-def _deterministic_model(tokenizer: "Tokenizer") -> Any:
-    """The tokenizer's model; a copy without sampling where it draws its segmentations."""
+def _plain_model(model: Any) -> Any:
+    """The model; a copy where it draws its segmentations or fails at text that it does not know.
+
+    BPE without an unknown token leaves such text out. Unigram has to have one: it gets `_STRANGER`.
+    """
     from tokenizers import Tokenizer
 
-    model = tokenizer.model
-    if not any(getattr(model, name, None) for name in ("dropout", "alpha", "nbest_size")):
+    changes: dict[str, Any] = {name: None for name in _SAMPLING if getattr(model, name, None)}
+    if _unknown_id(model) is None:
+        if type(model).__name__ == "Unigram":
+            pieces = json.loads(model.__getstate__())["vocab"]
+            changes |= {"vocab": [*pieces, (_STRANGER, 0.0)], "unk_id": len(pieces)}
+        elif model.unk_token:
+            changes["unk_token"] = None
+    if not changes:
         return model
-    whole = json.loads(tokenizer.to_str())
-    whole["model"] |= dict.fromkeys({"dropout", "alpha", "nbest_size"} & set(whole["model"]))
+    whole = json.loads(Tokenizer(model).to_str())
+    whole["model"] |= changes
     return Tokenizer.from_str(json.dumps(whole)).model
 
 

@@ -361,6 +361,33 @@ def test_what_stands_for_unknown_text_is_no_text_though_nobody_says_that_it_is_s
     assert vocab.decode(vocab.encode(b"<unk>")) == b"<unk>"
 
 
+def test_a_unigram_model_that_knows_no_unknown_token_spells_unknown_text_by_its_bytes():
+    tokenizer = unigram(byte_fallback=True)
+    vocab = ByteVocab.from_tokenizer(changed_model(tokenizer, unk_id=None))
+    text = " The quick ☂ fox<unk>"
+    own = tokenizer.encode(text[1:], add_special_tokens=False).ids
+    assert vocab.encode(text[:-5].encode()) == own[:-1]
+    assert own[-1] == 0
+    assert vocab.decode(vocab.encode(text.encode())) == text.encode()
+
+
+@pytest.mark.parametrize(
+    "tokenizer",
+    [
+        Tokenizer(models.BPE({"a": 0, "b": 1}, [], unk_token="<unk>")),
+        Tokenizer(models.Unigram([("a", -1.0), ("b", -1.0)], None, False)),
+    ],
+    ids=["bpe", "unigram"],
+)
+def test_unknown_text_is_named_where_the_model_has_no_token_for_it(tokenizer):
+    tokenizer.add_special_tokens(["<unk>"])
+    tokenizer.add_tokens(["cc"])
+    vocab = ByteVocab.from_tokenizer(tokenizer)
+    assert vocab.encode(b"abccb") == [0, 1, 3, 1]
+    with pytest.raises(VocabError, match="byte 0x63 at offset 1"):
+        vocab.encode(b"acb")
+
+
 def test_sampling_of_merges_is_left_out():
     tokenizer = gpt2()
     vocab = ByteVocab.from_tokenizer(changed_model(tokenizer, dropout=0.9))
