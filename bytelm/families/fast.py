@@ -55,6 +55,8 @@ def read(tokenizer: "Tokenizer") -> TokenTable:
         added_ids=set(added),
         prefix=_prefix(layout),
         tokenizer=MidTextTokenizer(tokenizer, layout, token_bytes, added_text),
+        strips_left={token_id for token_id, token in added.items() if token.lstrip},
+        strips_right={token_id for token_id, token in added.items() if token.rstrip},
     )
 
 
