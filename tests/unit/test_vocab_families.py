@@ -516,6 +516,18 @@ def test_a_tiktoken_encoding(ranks):
     assert vocab.decode(vocab.encode(b"\xffthe\xc3")) == b"\xffthe\xc3"
 
 
+def test_an_ordinary_token_that_is_spelled_like_a_special_one_is_text(ranks):
+    ranks |= {b"<s>": 260, b"<|endoftext|>": 261}
+    specials = {"<s>": 262, "<|endoftext|>": 263}
+    encoding = tiktoken.Encoding(
+        "tiny", pat_str=r"<s>|\w+|\W", mergeable_ranks=ranks, special_tokens=specials
+    )
+    vocab = ByteVocab.from_tokenizer(encoding)
+    assert (vocab.special_ids, vocab.eos_token_ids) == ({262, 263}, (263,))
+    assert vocab.token_bytes[260:] == (b"<s>", b"<|endoftext|>", b"", b"")
+    assert vocab.encode(b"the<s>") == encoding.encode_ordinary("the<s>") == [257, 260]
+
+
 def test_a_tiktoken_file_needs_its_pattern(tmp_path, ranks):
     path = tmp_path / "tiny.tiktoken"
     path.write_bytes(b"".join(base64.b64encode(t) + b" %d\n" % r for t, r in ranks.items()))
