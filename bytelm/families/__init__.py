@@ -21,11 +21,7 @@ def read(tokenizer: Any) -> TokenTable:
     """The table of a tokenizer object. VocabError when its tokens' bytes cannot be known."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
-        table = fast.read(backend)
-        eos, bos = tokenizer.eos_token_id, tokenizer.bos_token_id
-        table.eos_token_ids = () if eos is None else (eos,)
-        table.bos_token_id = bos
-        return table
+        return _with_marks(fast.read(backend), tokenizer)
     library = type(tokenizer).__module__.partition(".")[0]
     if library == "tokenizers":
         return fast.read(tokenizer)
@@ -39,14 +35,22 @@ def read(tokenizer: Any) -> TokenTable:
         return read(tokenizer.instruct_tokenizer.tokenizer)
     if library == "mistral_common" and hasattr(tokenizer, "file_path"):
         return pieces.read(load(Path(tokenizer.file_path)))
-    if hasattr(tokenizer, "sp_model"):
-        return pieces.read(tokenizer.sp_model)
+    if hasattr(tokenizer, "sp_model") and hasattr(tokenizer, "added_tokens_decoder"):
+        return _with_marks(pieces.read_wrapped(tokenizer), tokenizer)
     if type(tokenizer).__name__ == "MistralCommonBackend":
         return read(tokenizer.tokenizer)
     raise VocabError(
         f"a tokenizer of class {type(tokenizer).__qualname__} says nothing about its tokens' bytes:"
         " give one of tokenizers, transformers (fast), sentencepiece, tiktoken or mistral_common"
     )
+
+
+def _with_marks(table: TokenTable, tokenizer: Any) -> TokenTable:
+    """The table with the EOS and BOS of transformers' tokenizer, which may not be its model's."""
+    eos = tokenizer.eos_token_id
+    table.eos_token_ids = () if eos is None else (eos,)
+    table.bos_token_id = tokenizer.bos_token_id
+    return table
 
 
 def lone_file(directory: Path) -> Path | None:

@@ -15,6 +15,7 @@ from mistral_common.tokens.tokenizers.tekken import Tekkenizer
 from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, trainers
 from tokenizers import pre_tokenizers as splitters
+from transformers import BertGenerationTokenizer
 
 from bytelm.errors import UnknownModel, VocabError
 from bytelm.vocab import ByteVocab
@@ -495,6 +496,46 @@ def test_a_normalizing_sentencepiece_model_without_fallback(tmp_path):
     assert vocab.encode(b"<x>") == [processor.piece_to_id("<x>")]
     with pytest.raises(VocabError, match="byte 0xC3 at offset 4"):
         vocab.encode("the é".encode())
+
+
+MISTRAL = SHIPPED / "tokenizer.model.v1"
+
+
+def test_a_slow_tokenizer_is_read_with_the_tokens_added_to_it():
+    added = {32000: AddedToken("<|im_end|>", rstrip=True, special=True)}
+    marks = {"eos_token": "<|im_end|>", "pad_token": "<s>", "sep_token": "<s>"}
+    tokenizer = BertGenerationTokenizer(str(MISTRAL), added_tokens_decoder=added, **marks)
+    tokenizer.add_tokens([AddedToken("<tool>"), AddedToken("the"), AddedToken("▁the")])
+    tokenizer.add_tokens(["<|im_start|>"], special_tokens=True)
+    vocab = ByteVocab.from_tokenizer(tokenizer)
+    end, tool, the, start = tokenizer.convert_tokens_to_ids(
+        ["<|im_end|>", "<tool>", "the", "<|im_start|>"]
+    )
+    assert (vocab.eos_token_ids, vocab.bos_token_id, vocab.prefix) == ((end,), 1, b" ")
+    assert vocab.special_ids == {0, 1, 2, end, start}
+    assert vocab.strips_right == {end}
+    assert (vocab.token_bytes[end], vocab.token_text[end]) == (b"", "<|im_end|>")
+    assert vocab.token_bytes[tool] == b"<tool>"
+    assert vocab.token_bytes[tokenizer.convert_tokens_to_ids("▁the")] == b" the"
+    assert vocab.added_ids >= {end, tool, the, start}
+    for text in ("The<tool>the ☂<tool>", "<tool><tool> other", "x<|im_end|>"):
+        ids = vocab.encode(b" " + text.encode())
+        own = [i for i in tokenizer.encode(text, add_special_tokens=False) if i != end]
+        # Behind an added token transformers puts another prefix, which is no byte of the text.
+        assert [i for i in ids if i in vocab.added_ids] == [i for i in own if i in vocab.added_ids]
+        assert vocab.decode(ids) == b" " + text.encode()
+    assert vocab.encode(b" The quick fox") == tokenizer.encode(
+        "The quick fox", add_special_tokens=False
+    )
+
+
+def test_a_slow_tokenizer_that_moves_the_models_ids_is_refused():
+    class Moved(BertGenerationTokenizer):
+        def _convert_id_to_token(self, index):
+            return self.sp_model.IdToPiece(index - (index > 100))
+
+    with pytest.raises(VocabError, match="calls token 101 .* cannot be read, give the fast"):
+        ByteVocab.from_tokenizer(Moved(str(MISTRAL)))
 
 
 @pytest.fixture
