@@ -19,7 +19,7 @@ from typing import Any, Self
 
 from bytelm import families
 from bytelm.beam import BeamParams, ByteBeamState
-from bytelm.errors import ContextTooLong, InputError, UnknownModel, VocabError
+from bytelm.errors import ContextTooLong, InputError, VocabError
 from bytelm.genlm import BackendLM, as_token_lm
 from bytelm.prefill import TAIL
 from bytelm.token_lm import AsyncTokenLM
@@ -193,19 +193,13 @@ class ChatTemplate:
         ``trust_remote_code``, code that comes with the model may run.
 
         Raises:
-            UnknownModel: when there is no tokenizer.
+            UnknownModel: when there is no tokenizer, or it is damaged.
         """
         if families.lone_file(Path(path)):
             return cls(None)
-        from transformers import AutoTokenizer
-
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(
-                str(path), trust_remote_code=trust_remote_code
-            )
-        except (OSError, ValueError) as error:
-            raise UnknownModel(f"no tokenizer can be loaded from {str(path)!r}: {error}") from error
-        return cls.from_tokenizer(tokenizer)
+        return cls.from_tokenizer(
+            families.load_pretrained(path, trust_remote_code=trust_remote_code)
+        )
 
     @classmethod
     def from_tokenizer(cls, tokenizer: Any) -> Self:

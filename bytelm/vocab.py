@@ -180,26 +180,23 @@ class ByteVocab:
         EOS are the tokenizer's and generation_config.json's together; `vocab_size` is read from
         config.json when not given. A directory with nothing but a tekken.json or SentencePiece
         model for a tokenizer is read from that. Needs transformers. UnknownModel when there is
-        no tokenizer. With `trust_remote_code`, code that comes with the model may run.
+        no tokenizer, or files are damaged. With `trust_remote_code`, code that comes with the
+        model may run.
         """
-        from transformers import AutoTokenizer
         from transformers.utils import cached_file
 
         def settings(name: str) -> dict[str, Any]:
             found = cached_file(str(path), name, _raise_exceptions_for_missing_entries=False)
-            return json.loads(Path(found).read_text()) if found else {}
+            read = json.loads(Path(found).read_text()) if found else {}
+            if not isinstance(read, dict):
+                raise ValueError(f"{name} is no JSON object")
+            return read
 
-        # transformers' own guess at such a directory loses the dummy prefix.
-        file = families.lone_file(Path(path))
+        tokenizer = families.load_pretrained(path, trust_remote_code=trust_remote_code)
         try:
-            tokenizer = (
-                families.load(file)
-                if file
-                else AutoTokenizer.from_pretrained(str(path), trust_remote_code=trust_remote_code)
-            )
             config, generation = settings("config.json"), settings("generation_config.json")
         except (OSError, ValueError) as error:
-            raise UnknownModel(f"no tokenizer can be loaded from {str(path)!r}: {error}") from error
+            raise UnknownModel(f"no settings can be read from {str(path)!r}: {error}") from error
         if vocab_size is None:
             vocab_size = config.get("vocab_size", config.get("text_config", {}).get("vocab_size"))
         eos = generation.get("eos_token_id")

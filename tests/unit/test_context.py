@@ -645,6 +645,13 @@ def test_a_folder_without_a_chat_template_says_so_when_it_is_used(tmp_path):
         template.render(chat("the"))
 
 
+def test_a_folder_with_a_damaged_tokenizer_is_an_unknown_model(tmp_path):
+    tokenizer_with(ALTERNATING).save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").write_text('{"model": {}}')
+    with pytest.raises(UnknownModel, match="no tokenizer can be loaded"):
+        ChatTemplate.from_pretrained(tmp_path)
+
+
 def test_a_folder_without_a_tokenizer_is_an_unknown_model(tmp_path):
     with pytest.raises(UnknownModel, match="no tokenizer can be loaded"):
         ChatTemplate.from_pretrained(tmp_path)

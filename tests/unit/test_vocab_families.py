@@ -587,6 +587,25 @@ def test_a_file_of_another_kind_is_refused(tmp_path):
         ByteVocab.from_file(tmp_path / "missing")
 
 
+DAMAGED = {
+    "json": b"{",
+    "no tokenizer": b"{}",
+    "no model": b'{"model": {}}',
+    "tekken": b'{"config": {}, "vocab": []}',
+    "sentencepiece": b"\n\x0e\n",
+    "no utf-8": b'{"model": "\xff"}',
+    "no ranks": b"",
+}
+
+
+@pytest.mark.parametrize("data", DAMAGED.values(), ids=DAMAGED)
+def test_a_damaged_file_is_refused(tmp_path, data):
+    path = tmp_path / "x"
+    path.write_bytes(data)
+    with pytest.raises(VocabError, match="x' is damaged, or no tokenizer.json"):
+        ByteVocab.from_file(path, pattern=".")
+
+
 def test_a_tokenizer_json_file(tmp_path):
     gpt2().save(str(tmp_path / "tokenizer.json"))
     vocab = ByteVocab.from_file(tmp_path / "tokenizer.json", eos_token_ids=[2])
@@ -617,6 +636,20 @@ def test_a_lone_sentencepiece_file_keeps_its_dummy_prefix(tmp_path):
     (tmp_path / "tokenizer.model").write_bytes((SHIPPED / "tokenizer.model.v1").read_bytes())
     (tmp_path / "config.json").write_text('{"model_type": "mistral", "vocab_size": 32000}')
     assert ByteVocab.from_pretrained(tmp_path).prefix == b" "
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tekken.json", "tokenizer.model"])
+def test_a_damaged_tokenizer_is_an_unknown_model(tmp_path, name):
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    (tmp_path / name).write_text('{"model": {}}' if name == "tokenizer.json" else "{}")
+    with pytest.raises(UnknownModel, match="no tokenizer can be loaded"):
+        ByteVocab.from_pretrained(tmp_path)
+
+
+def test_damaged_settings_are_an_unknown_model(model_directory):
+    (model_directory / "generation_config.json").write_text("[]")
+    with pytest.raises(UnknownModel, match="generation_config.json is no JSON object"):
+        ByteVocab.from_pretrained(model_directory)
 
 
 def test_a_path_without_a_tokenizer_is_an_unknown_model(tmp_path):
