@@ -176,6 +176,8 @@ def _refuse_unreadable(tokenizer: "Tokenizer", layout: dict[str, Any]) -> None:
         reason = f"its pre-tokenizer {min(splitters & _SPACE_DROPPING)} drops spaces"
     elif decoders - _READABLE_DECODERS:
         reason = f"its decoder {min(decoders - _READABLE_DECODERS)} changes tokens by their place"
+    elif any("Regex" in part.get("pattern", ()) for part in _parts(layout["decoder"])):
+        reason = "its decoder replaces whatever a regular expression matches"
     if reason:
         raise VocabError(
             f"the bytes of a text cannot be recovered from this tokenizer's tokens: {reason};"

@@ -441,6 +441,13 @@ def test_a_splitter_that_drops_spaces_is_refused_with_the_reason():
         ByteVocab.from_tokenizer(tokenizer)
 
 
+def test_a_decoder_that_replaces_by_a_pattern_is_refused_with_the_reason():
+    tokenizer = Tokenizer(models.BPE({"a": 0, "_": 1}, []))
+    tokenizer.decoder = decoders.Sequence([decoders.Replace(Regex("_+"), " "), decoders.Fuse()])
+    with pytest.raises(VocabError, match="its decoder replaces whatever a regular expression"):
+        ByteVocab.from_tokenizer(tokenizer)
+
+
 def test_an_unknown_kind_of_tokenizer_is_refused():
     with pytest.raises(VocabError, match="class object says nothing"):
         ByteVocab.from_tokenizer(object())
