@@ -19,7 +19,7 @@ from typing import Any, Self
 
 from bytelm import families
 from bytelm.beam import BeamParams, ByteBeamState
-from bytelm.errors import ContextTooLong, InputError, UnknownModel, VocabError
+from bytelm.errors import ContextTooLong, InputError, VocabError
 from bytelm.genlm import BackendLM, as_token_lm
 from bytelm.prefill import TAIL
 from bytelm.token_lm import AsyncTokenLM
@@ -30,6 +30,10 @@ Message = Mapping[str, str]
 
 Renderer = Callable[[list[dict[str, str]], bool, datetime], str]
 """Messages, whether to add a generation prompt, and what time it is → the chat as one string."""
+
+# Unicode's, which is what the tokenizers strip; str.strip alone knows more.
+_WHITE_SPACE = "\t\n\v\f\r \x85\xa0\u1680" + "".join(map(chr, range(0x2000, 0x200B)))
+_WHITE_SPACE += "\u2028\u2029\u202f\u205f\u3000"
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,7 @@ class Special:
         Raises:
             VocabError: when there is none, or ``name`` is an ordinary token.
         """
-        specials = _spellings(vocab)
+        specials = _spellings(vocab, vocab.special_ids)
         if name in specials:
             return cls(specials[name])
         if name and name in vocab.token_text:
@@ -189,19 +193,13 @@ class ChatTemplate:
         ``trust_remote_code``, code that comes with the model may run.
 
         Raises:
-            UnknownModel: when there is no tokenizer.
+            UnknownModel: when there is no tokenizer, or it is damaged.
         """
         if families.lone_file(Path(path)):
             return cls(None)
-        from transformers import AutoTokenizer
-
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(
-                str(path), trust_remote_code=trust_remote_code
-            )
-        except (OSError, ValueError) as error:
-            raise UnknownModel(f"no tokenizer can be loaded from {str(path)!r}: {error}") from error
-        return cls.from_tokenizer(tokenizer)
+        return cls.from_tokenizer(
+            families.load_pretrained(path, trust_remote_code=trust_remote_code)
+        )
 
     @classmethod
     def from_tokenizer(cls, tokenizer: Any) -> Self:
@@ -257,6 +255,9 @@ def messages_to_context(
     between the sentinels is the template's; the first rendering must have the same text between
     the contents, which may have lost white space at their ends.
 
+    Beside a token that the tokenizer takes white space in with (``ByteVocab.strips_left``,
+    ``strips_right``) the template's own is left out; a content keeps all that was written of it.
+
     Args:
         messages: role and content of each.
         template: the model's chat template.
@@ -308,10 +309,15 @@ def messages_to_context(
             f"the chat template writes something else because of the content of "
             f"{_name(messages, good)}: change it, or give segments instead of messages"
         )
-    segments = _with_specials(parts[0], vocab)
+    segments: list[Text | Special] = []
+    own = parts[0]
     for content, part in zip(written, parts[1:], strict=True):
-        segments += [Text(_utf8(content)), *_with_specials(part, vocab)]
-    return Context(segments)
+        if content:
+            segments += [*_with_specials(own, vocab), Text(_utf8(content))]
+            own = part
+        else:
+            own += part
+    return Context([*segments, *_with_specials(own, vocab)])
 
 
 def _check(messages: Sequence[Message]) -> None:
@@ -376,21 +382,30 @@ def _trimmed(content: str) -> list[str]:
 
 
 def _with_specials(text: str, vocab: ByteVocab) -> list[Text | Special]:
-    """A template's own text, with the special tokens that it spells; the longest, from the left."""
-    specials = _spellings(vocab)
-    if not specials:
+    """A template's own text, with the special tokens that it spells; the longest, from the left.
+
+    A token, special or not, takes the white space with it that it takes in any text.
+    """
+    ids = _spellings(vocab, vocab.special_ids | vocab.strips_left | vocab.strips_right)
+    if not ids:
         return [Text(_utf8(text))]
-    names = sorted(specials, key=len, reverse=True)
+    names = sorted(ids, key=len, reverse=True)
     pieces = re.split("(" + "|".join(map(re.escape, names)) + ")", text)
+    for i in range(1, len(pieces), 2):
+        if ids[pieces[i]] in vocab.strips_left:
+            pieces[i - 1] = pieces[i - 1].rstrip(_WHITE_SPACE)
+        if ids[pieces[i]] in vocab.strips_right:
+            pieces[i + 1] = pieces[i + 1].lstrip(_WHITE_SPACE)
     return [
-        Special(specials[piece]) if i % 2 else Text(_utf8(piece)) for i, piece in enumerate(pieces)
+        Special(ids[piece]) if i % 2 and ids[piece] in vocab.special_ids else Text(_utf8(piece))
+        for i, piece in enumerate(pieces)
     ]
 
 
-def _spellings(vocab: ByteVocab) -> dict[str, int]:
-    """The names of the special tokens, by id."""
+def _spellings(vocab: ByteVocab, ids: Iterable[int]) -> dict[str, int]:
+    """The names of tokens, by id; of equal ones the lowest."""
     found: dict[str, int] = {}
-    for token_id in sorted(vocab.special_ids):
+    for token_id in sorted(ids):
         if vocab.token_text[token_id]:
             found.setdefault(vocab.token_text[token_id], token_id)
     return found

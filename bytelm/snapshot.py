@@ -147,6 +147,8 @@ class Snapshot:
             raise SnapshotError(f"this is no snapshot: {error}") from error
         if form != _FORMAT or not count or trunk != len(self.trunk):
             raise SnapshotError("this is no snapshot of this version, or it has another trunk")
+        if partials.min() < 0 or partials.max() > length:
+            raise SnapshotError("the snapshot has not the bytes that its candidates have")
         ends = np.cumsum(lengths).tolist()
         suffixes = [
             tuple(tokens[end - n : end]) for n, end in zip(lengths.tolist(), ends, strict=True)

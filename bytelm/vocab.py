@@ -25,7 +25,9 @@ class ByteVocab:
     `token_bytes` has one entry per logit of the model. Ids with b"" have no bytes (special tokens,
     EOS, embeddings that pad the vocabulary, unused ids): they are never text. `prefix` is what the
     tokenizer puts before a text (b" " with a SentencePiece dummy prefix): the ids of a text at a
-    context's start are `encode(prefix + text)`.
+    context's start are `encode(prefix + text)`. The tokenizer takes the white space to the left of
+    `strips_left` and to the right of `strips_right` with these tokens; a text keeps it, a chat
+    template's own does not.
     """
 
     token_bytes: tuple[bytes, ...] = field(repr=False)
@@ -36,6 +38,8 @@ class ByteVocab:
     token_text: tuple[str, ...] = field(repr=False)
     prefix: bytes
     encoder: CanonicalEncoder = field(repr=False)
+    strips_left: frozenset[int] = field(repr=False, default=frozenset())
+    strips_right: frozenset[int] = field(repr=False, default=frozenset())
 
     @property
     def size(self) -> int:
@@ -79,7 +83,7 @@ class ByteVocab:
         return b"".join(pieces)
 
     def fingerprint(self) -> str:
-        """SHA-256 (hex) over token bytes, EOS, BOS, special ids and prefix."""
+        """SHA-256 (hex) over what bytes are read by: token bytes, EOS, BOS, special ids, prefix."""
         return self._fingerprint
 
     @cached_property
@@ -111,6 +115,8 @@ class ByteVocab:
             eos_token_ids=(),
             bos_token_id=bos,
             special_ids=frozenset(),
+            strips_left=frozenset(),
+            strips_right=frozenset(),
         )
 
     @classmethod
@@ -157,6 +163,8 @@ class ByteVocab:
             token_text=tuple(table.token_text.get(token_id, "") for token_id in range(size)),
             prefix=table.prefix,
             encoder=CanonicalEncoder(token_bytes, table.tokenizer),
+            strips_left=frozenset(i for i in table.strips_left if i < size),
+            strips_right=frozenset(i for i in table.strips_right if i < size),
         )
 
     @classmethod
@@ -172,26 +180,23 @@ class ByteVocab:
         EOS are the tokenizer's and generation_config.json's together; `vocab_size` is read from
         config.json when not given. A directory with nothing but a tekken.json or SentencePiece
         model for a tokenizer is read from that. Needs transformers. UnknownModel when there is
-        no tokenizer. With `trust_remote_code`, code that comes with the model may run.
+        no tokenizer, or files are damaged. With `trust_remote_code`, code that comes with the
+        model may run.
         """
-        from transformers import AutoTokenizer
         from transformers.utils import cached_file
 
         def settings(name: str) -> dict[str, Any]:
             found = cached_file(str(path), name, _raise_exceptions_for_missing_entries=False)
-            return json.loads(Path(found).read_text()) if found else {}
+            read = json.loads(Path(found).read_text()) if found else {}
+            if not isinstance(read, dict):
+                raise ValueError(f"{name} is no JSON object")
+            return read
 
-        # transformers' own guess at such a directory loses the dummy prefix.
-        file = families.lone_file(Path(path))
+        tokenizer = families.load_pretrained(path, trust_remote_code=trust_remote_code)
         try:
-            tokenizer = (
-                families.load(file)
-                if file
-                else AutoTokenizer.from_pretrained(str(path), trust_remote_code=trust_remote_code)
-            )
             config, generation = settings("config.json"), settings("generation_config.json")
         except (OSError, ValueError) as error:
-            raise UnknownModel(f"no tokenizer can be loaded from {str(path)!r}: {error}") from error
+            raise UnknownModel(f"no settings can be read from {str(path)!r}: {error}") from error
         if vocab_size is None:
             vocab_size = config.get("vocab_size", config.get("text_config", {}).get("vocab_size"))
         eos = generation.get("eos_token_id")

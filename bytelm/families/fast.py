@@ -6,6 +6,7 @@ their tokens. Knows nothing of what wraps the tokenizer.
 
 import json
 import re
+import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +15,12 @@ from bytelm.errors import VocabError
 from bytelm.families.table import TokenTable
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
+    from tokenizers import AddedToken, Tokenizer
 
 _BYTE_PIECE = re.compile("<0x([0-9A-Fa-f]{2})>")
 _READABLE_DECODERS = {"ByteLevel", "ByteFallback", "Fuse", "Replace", "Strip", "Metaspace"}
+_SAMPLING = ("dropout", "alpha", "nbest_size")
+_STRANGER = "\U0010fffd\U0010fffe"  # what no vocabulary has
 _SPACE_DROPPING = {"BertPreTokenizer", "Whitespace", "WhitespaceSplit", "CharDelimiterSplit"}
 
 
@@ -29,17 +32,20 @@ def read(tokenizer: "Tokenizer") -> TokenTable:
     token_text = {token_id: text for text, token_id in tokenizer.get_vocab(False).items()}
     if any(part["type"] == "ByteLevel" for part in _parts(layout)):
         to_bytes = _byte_level_reader()
-        pieces_in_added = False
     else:
         to_bytes = _piece_reader(layout, token_text)
-        pieces_in_added = True
     token_bytes = {token_id: to_bytes(text) for token_id, text in token_text.items()}
+    added_text = {
+        token_id: _added_text(token, tokenizer, layout) for token_id, token in added.items()
+    }
     for token_id, token in added.items():
-        if not (pieces_in_added and token_text.get(token_id) == token.content):
-            token_bytes[token_id] = token.content.encode()
+        if token_text.get(token_id) != token.content:  # else the model's reading is right
+            token_bytes[token_id] = added_text[token_id].encode()
         token_text[token_id] = token.content
     special = {token_id for token_id, token in added.items() if token.special}
-    special |= _unknown_ids(tokenizer, token_bytes)
+    unknown = _unknown_id(tokenizer.model)
+    if unknown is not None:
+        special.add(unknown)
     for token_id in special:
         token_bytes[token_id] = b""
     return TokenTable(
@@ -48,7 +54,9 @@ def read(tokenizer: "Tokenizer") -> TokenTable:
         special_ids=special,
         added_ids=set(added),
         prefix=_prefix(layout),
-        tokenizer=MidTextTokenizer(tokenizer, layout, token_bytes),
+        tokenizer=MidTextTokenizer(tokenizer, layout, token_bytes, added_text),
+        strips_left={token_id for token_id, token in added.items() if token.lstrip},
+        strips_right={token_id for token_id, token in added.items() if token.rstrip},
     )
 
 
@@ -59,37 +67,46 @@ class MidTextTokenizer:
     """
 
     def __init__(
-        self, tokenizer: "Tokenizer", layout: dict[str, Any], token_bytes: dict[int, bytes]
+        self,
+        tokenizer: "Tokenizer",
+        layout: dict[str, Any],
+        token_bytes: dict[int, bytes],
+        added_text: dict[int, str],
     ) -> None:
         from tokenizers import AddedToken, Tokenizer
 
         changes = {part: _faithful(layout[part]) for part in ("normalizer", "pre_tokenizer")}
         plain = Tokenizer.from_str(json.dumps(layout | changes))
-        plain.model = _deterministic_model(tokenizer)
+        plain.model = _plain_model(tokenizer.model)
         model_vocab = tokenizer.get_vocab(False)
         # A token that the model does not know is numbered from the vocabulary's length on, which
         # is an id in use where the vocabulary has holes: fill these first.
         holes = max(model_vocab.values(), default=-1) + 1 - len(model_vocab)
-        plain.add_tokens([f"\U0010fffd\U0010fffe{hole}" for hole in range(holes)])
+        plain.add_tokens([f"{_STRANGER}{hole}" for hole in range(holes)])
+        added = tokenizer.get_added_tokens_decoder()
         texts = [
-            (token_id, token)
-            for token_id, token in sorted(tokenizer.get_added_tokens_decoder().items())
-            if token.content and token_bytes[token_id] == token.content.encode()
+            (token_id, text)
+            for token_id, text in sorted(added_text.items())
+            if text and token_bytes[token_id] == text.encode()
         ]
         plain.add_tokens(
             [
                 AddedToken(
-                    token.content, normalized=token.normalized, single_word=token.single_word
+                    text,
+                    normalized=added[token_id].normalized,
+                    single_word=added[token_id].single_word,
                 )
-                for _, token in texts
+                for token_id, text in texts
             ]
         )
         self._plain = plain
         self._original = {
             plain_id: token_id
-            for token_id, token in texts
-            if (plain_id := plain.token_to_id(token.content)) != token_id
+            for token_id, text in texts
+            if (plain_id := plain.token_to_id(text)) != token_id
         }
+        if (stranger := plain.model.token_to_id(_STRANGER)) is not None:
+            self._original[stranger] = sys.maxsize  # no token of the vocabulary
 
     def ids(self, text: str) -> list[int]:
         """The token ids of `text`."""
@@ -159,6 +176,8 @@ def _refuse_unreadable(tokenizer: "Tokenizer", layout: dict[str, Any]) -> None:
         reason = f"its pre-tokenizer {min(splitters & _SPACE_DROPPING)} drops spaces"
     elif decoders - _READABLE_DECODERS:
         reason = f"its decoder {min(decoders - _READABLE_DECODERS)} changes tokens by their place"
+    elif any("Regex" in part.get("pattern", ()) for part in _parts(layout["decoder"])):
+        reason = "its decoder replaces whatever a regular expression matches"
     if reason:
         raise VocabError(
             f"the bytes of a text cannot be recovered from this tokenizer's tokens: {reason};"
@@ -217,27 +236,43 @@ def _marks_spaces(layout: dict[str, Any]) -> bool:
     )
 
 
-def _unknown_ids(tokenizer: "Tokenizer", token_bytes: dict[int, bytes]) -> set[int]:
-    """The ids of tokens that stand for any unknown text."""
-    model = tokenizer.model
-    if type(model).__name__ == "BPE":
-        unknown = model.unk_token and model.token_to_id(model.unk_token)
-        return set() if unknown is None or unknown == "" else {unknown}
-    stranger = "\U0010fffd"
-    ids = [token.id for token in model.tokenize(stranger)]
-    spelled = b"".join(token_bytes[token_id] for token_id in ids)
-    return set() if spelled == stranger.encode() else set(ids)
+def _added_text(token: "AddedToken", tokenizer: "Tokenizer", layout: dict[str, Any]) -> str:
+    """The text that an added token stands for.
+
+    A normalized one is looked for in normalized text. With a normalizer that writes spaces as
+    marks, a mark of its own is a space, and what is put before a text stands before it, too.
+    """
+    if not token.normalized or not _marks_spaces(layout):
+        return token.content
+    return tokenizer.normalizer.normalize_str(token.content).replace("\u2581", " ")
 
 
-def _deterministic_model(tokenizer: "Tokenizer") -> Any:
-    """The tokenizer's model; a copy without sampling where it draws its segmentations."""
+def _unknown_id(model: Any) -> int | None:
+    """The id of the token that stands for any unknown text, if there is one."""
+    if type(model).__name__ == "Unigram":
+        unknown: int | None = json.loads(model.__getstate__())["unk_id"]
+        return unknown
+    return model.token_to_id(model.unk_token) if model.unk_token else None
+
+
+def _plain_model(model: Any) -> Any:
+    """The model; a copy where it draws its segmentations or fails at text that it does not know.
+
+    BPE without an unknown token leaves such text out. Unigram has to have one: it gets `_STRANGER`.
+    """
     from tokenizers import Tokenizer
 
-    model = tokenizer.model
-    if not any(getattr(model, name, None) for name in ("dropout", "alpha", "nbest_size")):
+    changes: dict[str, Any] = {name: None for name in _SAMPLING if getattr(model, name, None)}
+    if _unknown_id(model) is None:
+        if type(model).__name__ == "Unigram":
+            pieces = json.loads(model.__getstate__())["vocab"]
+            changes |= {"vocab": [*pieces, (_STRANGER, 0.0)], "unk_id": len(pieces)}
+        elif model.unk_token:
+            changes["unk_token"] = None
+    if not changes:
         return model
-    whole = json.loads(tokenizer.to_str())
-    whole["model"] |= dict.fromkeys({"dropout", "alpha", "nbest_size"} & set(whole["model"]))
+    whole = json.loads(Tokenizer(model).to_str())
+    whole["model"] |= changes
     return Tokenizer.from_str(json.dumps(whole)).model
 
 

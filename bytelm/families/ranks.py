@@ -23,8 +23,10 @@ def read_tiktoken(encoding: "tiktoken.Encoding") -> TokenTable:
             token_bytes[token_id] = encoding.decode_single_token_bytes(token_id)
         except KeyError:
             continue  # ranks and special tokens need not be contiguous
-    special = {encoding.encode_single_token(text) for text in encoding.special_tokens_set}
-    ends = encoding.special_tokens_set & {"<|endoftext|>", "<|end_of_text|>"}
+    # The encoding's methods give the id of the ordinary token where one is spelled alike.
+    special_ids: dict[str, int] = encoding._special_tokens
+    special = set(special_ids.values())
+    ends = sorted(special_ids.keys() & {"<|endoftext|>", "<|end_of_text|>"})
     return TokenTable(
         token_bytes=token_bytes,
         token_text={i: data.decode(errors="replace") for i, data in token_bytes.items()},
@@ -32,7 +34,7 @@ def read_tiktoken(encoding: "tiktoken.Encoding") -> TokenTable:
         added_ids=set(special),
         prefix=b"",
         tokenizer=RankTokenizer(encoding.encode_ordinary),
-        eos_token_ids=tuple(encoding.encode_single_token(text) for text in sorted(ends)),
+        eos_token_ids=tuple(special_ids[text] for text in ends),
     )
 
 

@@ -1,6 +1,6 @@
 """TokenTable: what every tokenizer family is reduced to. Knows no library."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from bytelm.canonical import TextTokenizer
 
@@ -9,7 +9,8 @@ from bytelm.canonical import TextTokenizer
 class TokenTable:
     """A tokenizer's tokens by id, and the tokenizer itself as it treats text inside a context.
 
-    Ids without an entry in `token_bytes` have no bytes; ids may be missing.
+    Ids without an entry in `token_bytes` have no bytes; ids may be missing. Where the tokenizer
+    finds a token of `strips_left` or `strips_right` it takes the white space on that side with it.
     """
 
     token_bytes: dict[int, bytes]
@@ -20,3 +21,5 @@ class TokenTable:
     tokenizer: TextTokenizer
     eos_token_ids: tuple[int, ...] = ()
     bos_token_id: int | None = None
+    strips_left: set[int] = field(default_factory=set)
+    strips_right: set[int] = field(default_factory=set)

@@ -137,6 +137,8 @@ def _read(told: Vocab) -> ByteVocab:
         token_text=told.token_text,
         prefix=told.prefix,
         encoder=CanonicalEncoder(told.token_bytes, None),
+        strips_left=told.strips_left,
+        strips_right=told.strips_right,
     )
     TrunkFinder.give_up(vocab)
     return vocab

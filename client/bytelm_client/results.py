@@ -105,6 +105,8 @@ class Vocab:
         bos: the id that begins a text, or None.
         eos: the ids that end one.
         prefix: what the tokenizer puts before a text.
+        strips_left: tokens that take the white space to the left with them.
+        strips_right: tokens that take the white space to the right with them.
         fingerprint: equal for vocabularies that read bytes alike.
     """
 
@@ -115,6 +117,8 @@ class Vocab:
     bos: int | None
     eos: tuple[int, ...]
     prefix: bytes
+    strips_left: frozenset[int]
+    strips_right: frozenset[int]
     fingerprint: str
 
     def __len__(self) -> int:
@@ -135,6 +139,8 @@ class Vocab:
             bos=data["bos"],
             eos=tuple(data["eos"]),
             prefix=base64.b64decode(data["prefix"]["base64"]),
+            strips_left=frozenset(data["strips_left"]),
+            strips_right=frozenset(data["strips_right"]),
             fingerprint=data["fingerprint"],
         )
 

@@ -194,6 +194,10 @@ class Vocab(TypedDict):
     bos: int | None
     eos: list[int]
     prefix: Annotated[BytesOut, Field(description="What the tokenizer puts before a text.")]
+    strips_left: Annotated[
+        list[int], Field(description="Tokens that take the white space to the left with them.")
+    ]
+    strips_right: list[int]
     tokens: list[Token]
 
 

@@ -131,8 +131,9 @@ class ContextIn(BytesIn):
     """What comes before: bytes, segments of bytes and special tokens, or the messages of a chat.
 
     Bytes are text whatever they spell; only `{"token": …}` and the chat template's own special
-    tokens are special tokens. `add_generation_prompt` (true by default) ends a chat with the
-    beginning of an answer.
+    tokens are special tokens. Beside one that takes white space with it, which some tokenizers'
+    do, the template's own white space is left out; a message's content keeps its own.
+    `add_generation_prompt` (true by default) ends a chat with the beginning of an answer.
     """
 
     FORMS: ClassVar[tuple[str, ...]] = ("text", "base64", "segments", "messages")

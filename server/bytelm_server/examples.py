@@ -205,6 +205,8 @@ VOCAB_ANSWER = answer(
         "bos": 1,
         "eos": [2],
         "prefix": {"text": "", "base64": ""},
+        "strips_left": [],
+        "strips_right": [],
         "tokens": [
             {"bytes": "", "text": "<|endoftext|>", "special": True, "added": True},
             {"bytes": "", "text": "<|im_start|>", "special": True, "added": True},

@@ -38,6 +38,8 @@ class VocabBody:
                 bos=vocab.bos_token_id,
                 eos=list(vocab.eos_token_ids),
                 prefix=answers.bytes_out(vocab.prefix),
+                strips_left=sorted(vocab.strips_left),
+                strips_right=sorted(vocab.strips_right),
                 tokens=tokens,
             )
         )

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from bytelm.beam import BeamParams, ByteBeamState
@@ -530,12 +530,20 @@ ALTERNATING = """{{ bos_token }}{% for message in messages %}
 {%- if add_generation_prompt %}<|user|>{% endif %}"""
 
 
-def tokenizer_with(template: str | None) -> PreTrainedTokenizerFast:
+# White space between special tokens, as Phi-3's and Zephyr's templates have it.
+SPACED = """{{ bos_token }} {% for message in messages %}
+{{- '<|user|>\n' + message['content'] + '\t<|end|> \n\n' }}{% endfor %}
+{%- if add_generation_prompt %}{{ '<|user|>\n assistant' }}{% endif %}"""
+
+
+def tokenizer_with(
+    template: str | None, specials: Sequence[str | AddedToken] = NAMES[:4]
+) -> PreTrainedTokenizerFast:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE({letter: i for i, letter in enumerate(alphabet)}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(NAMES[:4])
+    tokenizer.add_special_tokens(list(specials))
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", chat_template=template
     )
@@ -548,6 +556,59 @@ def test_a_chat_has_the_ids_that_transformers_gives_it():
     messages = chat("Hello, é!", " trimmed\n", "")
     ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
     assert messages_to_context(messages, template, vocab).tokens(vocab) == ids
+
+
+STRIPPING: dict[str, dict[str, dict[str, bool]]] = {
+    "none": {},
+    "right": {"<|user|>": {"rstrip": True}, "<|end|>": {"rstrip": True}},
+    "left": {"<|end|>": {"lstrip": True}},
+    "both": {"<s>": {"rstrip": True}, "<|end|>": {"lstrip": True, "rstrip": True}},
+    "left of the next": {"<|user|>": {"lstrip": True, "rstrip": True}},
+}
+
+
+@pytest.mark.parametrize("flags", STRIPPING.values(), ids=STRIPPING)
+@pytest.mark.parametrize("written", [("Hello, é!", "the"), ("", ""), ("the", "", "cat", "")])
+def test_white_space_that_special_tokens_take_with_them_is_left_out(flags, written):
+    specials = [AddedToken(name, **flags.get(name, {})) for name in NAMES[:4]]
+    tokenizer = tokenizer_with(SPACED, specials)
+    vocab = ByteVocab.from_tokenizer(tokenizer)
+    template = ChatTemplate.from_tokenizer(tokenizer)
+    messages = chat(*written)
+    ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    assert messages_to_context(messages, template, vocab).tokens(vocab) == ids
+
+
+def test_white_space_that_ordinary_added_tokens_take_with_them_is_left_out():
+    tokenizer = tokenizer_with("{{ messages[0]['content'] }}\n<think>\n x<s>")
+    tokenizer.add_tokens([AddedToken("<think>", lstrip=True, rstrip=True)])
+    vocab = ByteVocab.from_tokenizer(tokenizer)
+    template = ChatTemplate.from_tokenizer(tokenizer)
+    messages = chat("the")
+    ids = tokenizer.apply_chat_template(messages, return_dict=False)
+    context = messages_to_context(messages, template, vocab)
+    assert context.segments[0] == Text(b"the<think>x")
+    assert context.tokens(vocab)[1:] == ids
+
+
+def test_a_content_keeps_its_white_space_beside_a_token_that_takes_it_elsewhere():
+    vocab = replace(VOCAB, strips_left=frozenset([END]), strips_right=frozenset([USER]))
+    context = messages_to_context(
+        chat("\n the\n"), joined("<|user|>\n{content}<|end|>"), vocab, False
+    )
+    assert context.segments == (Special(USER), Text(b"\n the\n"), Special(END))
+
+
+def test_all_of_unicodes_white_space_is_left_out_and_nothing_else():
+    end = AddedToken("<|end|>", rstrip=True)
+    tokenizer = tokenizer_with(None, [*NAMES[:3], end])
+    vocab = ByteVocab.from_tokenizer(tokenizer)
+    others = "".join(chr(i) for i in range(0x3100) if chr(i).isspace() or i < 33)
+    for space in others + "\u200b\u180e\ufeff":
+        text = f"the<|end|>{space}x"
+        context = messages_to_context(chat("the"), joined("{content}" + text[3:]), vocab, False)
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        assert context.tokens(vocab)[1:] == ids
 
 
 def test_what_a_template_refuses_is_an_input_error_with_its_message():
@@ -582,6 +643,13 @@ def test_a_folder_without_a_chat_template_says_so_when_it_is_used(tmp_path):
     template = ChatTemplate.from_pretrained(tmp_path)
     with pytest.raises(InputError, match="the model has no chat template"):
         template.render(chat("the"))
+
+
+def test_a_folder_with_a_damaged_tokenizer_is_an_unknown_model(tmp_path):
+    tokenizer_with(ALTERNATING).save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").write_text('{"model": {}}')
+    with pytest.raises(UnknownModel, match="no tokenizer can be loaded"):
+        ChatTemplate.from_pretrained(tmp_path)
 
 
 def test_a_folder_without_a_tokenizer_is_an_unknown_model(tmp_path):

@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import struct
 from collections.abc import Sequence
 
 import numpy as np
@@ -195,11 +196,15 @@ async def test_what_is_no_snapshot_is_refused():
     state = await (await ByteBeamState.initial(lm, params)).prefill(b"abc")
     good = Snapshot.of(state)
     small = StubLM(ByteVocab.from_bytes([b"", b"", b"", b"a"], bos_token_id=0))
+    count, longest = struct.unpack_from("<II", good.head, 10)
+    at = 18 + longest + 4 * count  # where the lengths of the partials are
     for bad, model in [
         (Snapshot((), b""), lm),
         (Snapshot((), good.head[:-1]), lm),
         (Snapshot((), b"\x63" + good.head[1:]), lm),
         (Snapshot((BOS,), good.head), lm),
+        (Snapshot((), good.head[:at] + struct.pack("<i", longest + 1) + good.head[at + 4 :]), lm),
+        (Snapshot((), good.head[:at] + struct.pack("<i", -1) + good.head[at + 4 :]), lm),
         (good, small),
     ]:
         with pytest.raises(SnapshotError):

@@ -15,6 +15,7 @@ from mistral_common.tokens.tokenizers.tekken import Tekkenizer
 from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, trainers
 from tokenizers import pre_tokenizers as splitters
+from transformers import BertGenerationTokenizer
 
 from bytelm.errors import UnknownModel, VocabError
 from bytelm.vocab import ByteVocab
@@ -263,6 +264,41 @@ def test_an_added_piece_that_the_model_has_is_read_as_a_piece():
     assert vocab.decode(vocab.encode("▁The".encode())) == "▁The".encode()
 
 
+def test_an_added_token_that_the_model_has_is_read_in_the_byte_alphabet():
+    tokenizer = gpt2()
+    tokenizer.add_tokens(["Ġa"])
+    vocab = ByteVocab.from_tokenizer(tokenizer)
+    assert tokenizer.decode([id_of(tokenizer, "Ġa")]) == " a"
+    assert vocab.token_bytes[id_of(tokenizer, "Ġa")] == b" a"
+    assert vocab.encode(b"b a") == tokenizer.encode("b a").ids
+    assert vocab.decode(vocab.encode("Ġa".encode())) == "Ġa".encode()
+
+
+NORMALIZED = [
+    ("gemma", "foo", "foo"),
+    ("gemma", "▁foo", " foo"),
+    ("gemma", " foo", " foo"),
+    ("llama2", "foo", " foo"),
+    ("llama2", "▁foo", "  foo"),
+]
+
+
+@pytest.mark.parametrize(("layout", "content", "stands_for"), NORMALIZED)
+def test_a_normalized_added_token_stands_for_the_text_that_it_is_found_in(
+    layout, content, stands_for
+):
+    tokenizer = LOSSLESS[layout][0]()
+    tokenizer.add_tokens([AddedToken(content, normalized=True)])
+    added = id_of(tokenizer, content)
+    vocab = ByteVocab.from_tokenizer(tokenizer)
+    assert vocab.token_bytes[added] == stands_for.encode()
+    for text in (f"a{stands_for}b", f"a{stands_for}{stands_for}", f"a foo{stands_for}", "afoo"):
+        own = tokenizer.encode(text, add_special_tokens=False).ids
+        assert vocab.encode(vocab.prefix + text.encode()) == own
+    assert added in vocab.encode(b"a" + stands_for.encode())
+    assert vocab.decode(vocab.encode("a▁foo".encode())) == "a▁foo".encode()
+
+
 def test_special_tokens_have_no_bytes_but_their_text():
     tokenizer = with_added(gpt2())
     vocab = ByteVocab.from_tokenizer(tokenizer)
@@ -307,19 +343,61 @@ def test_missing_ids_have_no_bytes_and_added_ids_keep_their_place():
     assert vocab.encode(b"abcabbbc") == tokenizer.encode("abcabbbc").ids == [0, 1, 3, 4, 6]
 
 
+def changed_model(tokenizer: Tokenizer, **changes: Any) -> Tokenizer:
+    whole = json.loads(tokenizer.to_str())
+    whole["model"] |= changes
+    return Tokenizer.from_str(json.dumps(whole))
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+def test_what_stands_for_unknown_text_is_no_text_though_nobody_says_that_it_is_special(kind):
+    if kind == "bpe":
+        ids = {text: i for i, text in enumerate(["<unk>", *"<unk>"])}
+        tokenizer = Tokenizer(models.BPE(ids, [], unk_token="<unk>"))
+    else:
+        pieces = [(text, -1.0) for text in ["<unk>", "a", *BYTE_PIECES]]
+        tokenizer = Tokenizer(models.Unigram(pieces, 0, True))
+    vocab = ByteVocab.from_tokenizer(tokenizer)
+    assert (vocab.token_bytes[0], vocab.special_ids) == (b"", {0})
+    assert vocab.decode(vocab.encode(b"<unk>")) == b"<unk>"
+
+
+def test_a_unigram_model_that_knows_no_unknown_token_spells_unknown_text_by_its_bytes():
+    tokenizer = unigram(byte_fallback=True)
+    vocab = ByteVocab.from_tokenizer(changed_model(tokenizer, unk_id=None))
+    text = " The quick ☂ fox<unk>"
+    own = tokenizer.encode(text[1:], add_special_tokens=False).ids
+    assert vocab.encode(text[:-5].encode()) == own[:-1]
+    assert own[-1] == 0
+    assert vocab.decode(vocab.encode(text.encode())) == text.encode()
+
+
+@pytest.mark.parametrize(
+    "tokenizer",
+    [
+        Tokenizer(models.BPE({"a": 0, "b": 1}, [], unk_token="<unk>")),
+        Tokenizer(models.Unigram([("a", -1.0), ("b", -1.0)], None, False)),
+    ],
+    ids=["bpe", "unigram"],
+)
+def test_unknown_text_is_named_where_the_model_has_no_token_for_it(tokenizer):
+    tokenizer.add_special_tokens(["<unk>"])
+    tokenizer.add_tokens(["cc"])
+    vocab = ByteVocab.from_tokenizer(tokenizer)
+    assert vocab.encode(b"abccb") == [0, 1, 3, 1]
+    with pytest.raises(VocabError, match="byte 0x63 at offset 1"):
+        vocab.encode(b"acb")
+
+
 def test_sampling_of_merges_is_left_out():
     tokenizer = gpt2()
-    whole = json.loads(tokenizer.to_str())
-    whole["model"]["dropout"] = 0.9
-    vocab = ByteVocab.from_tokenizer(Tokenizer.from_str(json.dumps(whole)))
+    vocab = ByteVocab.from_tokenizer(changed_model(tokenizer, dropout=0.9))
     assert vocab.encode(b"The quick brown") == tokenizer.encode("The quick brown").ids
 
 
 def test_sampling_of_pieces_is_left_out():
     tokenizer = unigram(byte_fallback=True)
-    whole = json.loads(tokenizer.to_str())
-    whole["model"] |= {"alpha": 0.1, "nbest_size": -1}
-    vocab = ByteVocab.from_tokenizer(Tokenizer.from_str(json.dumps(whole)))
+    vocab = ByteVocab.from_tokenizer(changed_model(tokenizer, alpha=0.1, nbest_size=-1))
     assert vocab.encode(b" The quick brown") == tokenizer.encode("The quick brown").ids
 
 
@@ -360,6 +438,13 @@ def test_a_splitter_that_drops_spaces_is_refused_with_the_reason():
     tokenizer = Tokenizer(models.BPE({"a": 0}, []))
     tokenizer.pre_tokenizer = splitters.Whitespace()
     with pytest.raises(VocabError, match="pre-tokenizer Whitespace drops spaces"):
+        ByteVocab.from_tokenizer(tokenizer)
+
+
+def test_a_decoder_that_replaces_by_a_pattern_is_refused_with_the_reason():
+    tokenizer = Tokenizer(models.BPE({"a": 0, "_": 1}, []))
+    tokenizer.decoder = decoders.Sequence([decoders.Replace(Regex("_+"), " "), decoders.Fuse()])
+    with pytest.raises(VocabError, match="its decoder replaces whatever a regular expression"):
         ByteVocab.from_tokenizer(tokenizer)
 
 
@@ -420,6 +505,46 @@ def test_a_normalizing_sentencepiece_model_without_fallback(tmp_path):
         vocab.encode("the é".encode())
 
 
+MISTRAL = SHIPPED / "tokenizer.model.v1"
+
+
+def test_a_slow_tokenizer_is_read_with_the_tokens_added_to_it():
+    added = {32000: AddedToken("<|im_end|>", rstrip=True, special=True)}
+    marks = {"eos_token": "<|im_end|>", "pad_token": "<s>", "sep_token": "<s>"}
+    tokenizer = BertGenerationTokenizer(str(MISTRAL), added_tokens_decoder=added, **marks)
+    tokenizer.add_tokens([AddedToken("<tool>"), AddedToken("the"), AddedToken("▁the")])
+    tokenizer.add_tokens(["<|im_start|>"], special_tokens=True)
+    vocab = ByteVocab.from_tokenizer(tokenizer)
+    end, tool, the, start = tokenizer.convert_tokens_to_ids(
+        ["<|im_end|>", "<tool>", "the", "<|im_start|>"]
+    )
+    assert (vocab.eos_token_ids, vocab.bos_token_id, vocab.prefix) == ((end,), 1, b" ")
+    assert vocab.special_ids == {0, 1, 2, end, start}
+    assert vocab.strips_right == {end}
+    assert (vocab.token_bytes[end], vocab.token_text[end]) == (b"", "<|im_end|>")
+    assert vocab.token_bytes[tool] == b"<tool>"
+    assert vocab.token_bytes[tokenizer.convert_tokens_to_ids("▁the")] == b" the"
+    assert vocab.added_ids >= {end, tool, the, start}
+    for text in ("The<tool>the ☂<tool>", "<tool><tool> other", "x<|im_end|>"):
+        ids = vocab.encode(b" " + text.encode())
+        own = [i for i in tokenizer.encode(text, add_special_tokens=False) if i != end]
+        # Behind an added token transformers puts another prefix, which is no byte of the text.
+        assert [i for i in ids if i in vocab.added_ids] == [i for i in own if i in vocab.added_ids]
+        assert vocab.decode(ids) == b" " + text.encode()
+    assert vocab.encode(b" The quick fox") == tokenizer.encode(
+        "The quick fox", add_special_tokens=False
+    )
+
+
+def test_a_slow_tokenizer_that_moves_the_models_ids_is_refused():
+    class Moved(BertGenerationTokenizer):
+        def _convert_id_to_token(self, index):
+            return self.sp_model.IdToPiece(index - (index > 100))
+
+    with pytest.raises(VocabError, match="calls token 101 .* cannot be read, give the fast"):
+        ByteVocab.from_tokenizer(Moved(str(MISTRAL)))
+
+
 @pytest.fixture
 def ranks() -> dict[bytes, int]:
     singles = {bytes([byte]): byte for byte in range(256)}
@@ -439,6 +564,18 @@ def test_a_tiktoken_encoding(ranks):
     assert vocab.decode(vocab.encode(b"\xffthe\xc3")) == b"\xffthe\xc3"
 
 
+def test_an_ordinary_token_that_is_spelled_like_a_special_one_is_text(ranks):
+    ranks |= {b"<s>": 260, b"<|endoftext|>": 261}
+    specials = {"<s>": 262, "<|endoftext|>": 263}
+    encoding = tiktoken.Encoding(
+        "tiny", pat_str=r"<s>|\w+|\W", mergeable_ranks=ranks, special_tokens=specials
+    )
+    vocab = ByteVocab.from_tokenizer(encoding)
+    assert (vocab.special_ids, vocab.eos_token_ids) == ({262, 263}, (263,))
+    assert vocab.token_bytes[260:] == (b"<s>", b"<|endoftext|>", b"", b"")
+    assert vocab.encode(b"the<s>") == encoding.encode_ordinary("the<s>") == [257, 260]
+
+
 def test_a_tiktoken_file_needs_its_pattern(tmp_path, ranks):
     path = tmp_path / "tiny.tiktoken"
     path.write_bytes(b"".join(base64.b64encode(t) + b" %d\n" % r for t, r in ranks.items()))
@@ -455,6 +592,25 @@ def test_a_file_of_another_kind_is_refused(tmp_path):
         ByteVocab.from_file(tmp_path / "x")
     with pytest.raises(UnknownModel, match="no tokenizer file"):
         ByteVocab.from_file(tmp_path / "missing")
+
+
+DAMAGED = {
+    "json": b"{",
+    "no tokenizer": b"{}",
+    "no model": b'{"model": {}}',
+    "tekken": b'{"config": {}, "vocab": []}',
+    "sentencepiece": b"\n\x0e\n",
+    "no utf-8": b'{"model": "\xff"}',
+    "no ranks": b"",
+}
+
+
+@pytest.mark.parametrize("data", DAMAGED.values(), ids=DAMAGED)
+def test_a_damaged_file_is_refused(tmp_path, data):
+    path = tmp_path / "x"
+    path.write_bytes(data)
+    with pytest.raises(VocabError, match="x' is damaged, or no tokenizer.json"):
+        ByteVocab.from_file(path, pattern=".")
 
 
 def test_a_tokenizer_json_file(tmp_path):
@@ -487,6 +643,20 @@ def test_a_lone_sentencepiece_file_keeps_its_dummy_prefix(tmp_path):
     (tmp_path / "tokenizer.model").write_bytes((SHIPPED / "tokenizer.model.v1").read_bytes())
     (tmp_path / "config.json").write_text('{"model_type": "mistral", "vocab_size": 32000}')
     assert ByteVocab.from_pretrained(tmp_path).prefix == b" "
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tekken.json", "tokenizer.model"])
+def test_a_damaged_tokenizer_is_an_unknown_model(tmp_path, name):
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    (tmp_path / name).write_text('{"model": {}}' if name == "tokenizer.json" else "{}")
+    with pytest.raises(UnknownModel, match="no tokenizer can be loaded"):
+        ByteVocab.from_pretrained(tmp_path)
+
+
+def test_damaged_settings_are_an_unknown_model(model_directory):
+    (model_directory / "generation_config.json").write_text("[]")
+    with pytest.raises(UnknownModel, match="generation_config.json is no JSON object"):
+        ByteVocab.from_pretrained(model_directory)
 
 
 def test_a_path_without_a_tokenizer_is_an_unknown_model(tmp_path):
