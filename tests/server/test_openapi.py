@@ -76,7 +76,7 @@ def test_every_call_says_how_it_fails(document: dict[str, Any]) -> None:
             assert content["schema"]["$ref"].endswith("/ErrorBody"), (name, status)
 
 
-STREAMS: list[tuple[str, dict[str, Any]]] = [
+STREAMS: list[tuple[str | None, dict[str, Any]]] = [
     ("byte", {"steps": 9, "stop": ["e"]}),
     ("byte", {"steps": 4, "advance": False, "logprobs": True}),
     ("token", {"steps": 9}),

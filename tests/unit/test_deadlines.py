@@ -1,6 +1,7 @@
 """Deadlines of work: each call's own, and the server's end."""
 
 import asyncio
+from typing import NoReturn
 
 import pytest
 from fastapi import Request
@@ -32,8 +33,9 @@ async def test_work_is_cancelled_at_its_deadline() -> None:
 async def past_its_deadline(end: asyncio.Future[str], outcome: str | Exception) -> str:
     """What a call gets whose work is being written down when the deadline passes."""
 
-    async def never() -> None:
+    async def never() -> NoReturn:
         await asyncio.Event().wait()
+        raise AssertionError
 
     async def write() -> str:
         return await end

@@ -81,6 +81,6 @@ def test_what_must_not_happen_twice_is_sent_again_only_if_it_has_not_begun() -> 
     assert Attempts(1, once=True).after_answer(answer(502)) is None
     for error in (httpx.ConnectError("refused"), httpx.ConnectTimeout("no answer")):
         assert Attempts(1, once=True).after_error(error) is not None
-    for error in (httpx.ReadError("reset"), httpx.WriteError(""), httpx.RemoteProtocolError("")):
-        assert Attempts(1, once=True).after_error(error) is None
-        assert Attempts(1).after_error(error) is not None
+    for broken in (httpx.ReadError("reset"), httpx.WriteError(""), httpx.RemoteProtocolError("")):
+        assert Attempts(1, once=True).after_error(broken) is None
+        assert Attempts(1).after_error(broken) is not None
