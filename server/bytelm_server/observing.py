@@ -7,6 +7,7 @@ import logging
 import re
 import time
 import uuid
+from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -68,8 +69,10 @@ class Observing:
     def _count(
         self, scope: Scope, lms: list[counting.CountingLM], status: int, seconds: float
     ) -> None:
-        path = getattr(scope.get("route"), "path", None)
-        call = "other" if path is None else f"{scope['method']} {path}"
+        route: Any = scope.get("route")
+        # A route is found for methods that it does not have, too, and anybody may make those up.
+        is_call = scope["method"] in (getattr(route, "methods", None) or ())
+        call = f"{scope['method']} {route.path}" if is_call else "other"
         usage = counting.usage_of(*lms)
         self._metrics.requests.labels(call, str(status)).inc()
         self._metrics.seconds.labels(call).observe(seconds)

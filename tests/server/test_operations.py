@@ -219,6 +219,16 @@ def test_requests_are_counted_by_call_and_status(watched: httpx.Client) -> None:
     assert not any("42" in name for name in after)
 
 
+def test_methods_that_a_path_does_not_have_are_no_calls(watched: httpx.Client) -> None:
+    before = samples(watched)
+    for method in ("PATCH", "PURGE"):
+        assert watched.request(method, "/health").status_code == 405
+    after = samples(watched)
+    name = "bytelm_requests_total|other|405"
+    assert after[name] - before.get(name, 0) == 2
+    assert not any("PATCH" in name or "PURGE" in name for name in after)
+
+
 def test_what_the_engine_did_is_shown(watched: httpx.Client) -> None:
     before = samples(watched)
     usage = watched.post("/v1/greedy", json={**BODY, "context": "new"}).json()["usage"]
