@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
+from transformers import CONFIG_MAPPING
 
 from bytelm.errors import InputError
 from bytelm_client.sizing import (
@@ -168,6 +169,20 @@ def test_weights_must_be_all_there_or_none(folder: Path) -> None:
     save_file({"a": np.zeros(100, np.float32)}, folder / names["a"])
     with pytest.raises(InputError, match=r"1 of 2 files .* model-b\.safetensors"):
         shape_in(folder)
+
+
+TIED = ["cohere", "cohere2", "ernie4_5", "gemma", "gemma2", "gemma3_text", "smollm3"]
+
+
+@pytest.mark.parametrize("kind", [*TIED, "llama", "mistral", "phi3", "qwen2", "qwen3"])
+def test_the_last_matrix_is_the_first_where_a_silent_config_means_that(kind: str) -> None:
+    silent = {**LLAMA_8B, "model_type": kind}
+    del silent["tie_word_embeddings"]
+    means = CONFIG_MAPPING[kind]().tie_word_embeddings
+    assert means == (kind in TIED)
+    assert shape_of(silent, "x").tied == means
+    assert shape_of({"text_config": silent}, "x").tied == means
+    assert not shape_of({**silent, "tie_word_embeddings": False}, "x").tied
 
 
 def test_memory_of_8b_on_an_h100_by_hand() -> None:

@@ -17,6 +17,9 @@ DTYPES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "fp8": 1.0}
 _UNKNOWN = ("kv_lora_rank", "ssm_cfg", "mamba_d_state", "state_size", "linear_num_key_heads")
 """Fields of models whose cache is not keys and values of all heads."""
 
+_TIED = ("cohere", "ernie4_5", "gemma", "smollm3", "vaultgemma")
+"""How the types of models begin whose first and last matrix are one if the config is silent."""
+
 
 @dataclass(frozen=True)
 class ModelShape:
@@ -132,6 +135,8 @@ def shape_of(config: Mapping[str, Any], name: str, dtype: str | None = None) -> 
         return default
 
     hidden, heads = number("hidden_size"), number("num_attention_heads")
+    kind = str(text.get("model_type") or config.get("model_type") or "")
+    ties = (one["tie_word_embeddings"] for one in (text, config) if "tie_word_embeddings" in one)
     experts = number("num_local_experts", "num_experts", "n_routed_experts", default=1)
     inside = ("moe_intermediate_size",) if experts > 1 else ()
     shape = ModelShape(
@@ -143,7 +148,7 @@ def shape_of(config: Mapping[str, Any], name: str, dtype: str | None = None) -> 
         head_dim=number("head_dim", default=hidden // heads),
         intermediate=number(*inside, "intermediate_size"),
         vocab=number("vocab_size"),
-        tied=bool(text.get("tie_word_embeddings", config.get("tie_word_embeddings", False))),
+        tied=bool(next(ties, kind.startswith(_TIED))),
         dtype="bfloat16" if dtype else _dtype(config, text, name),
         longest=text.get("max_position_embeddings"),
         experts=experts,
