@@ -231,6 +231,16 @@ def test_heads_of_keys_that_are_fewer_than_gpus_are_copied() -> None:
     assert two == int((16 * 69e9 - weights) / 65536)
 
 
+def test_heads_of_keys_are_shared_evenly_too() -> None:
+    phi = ModelShape("Phi-3-medium", 40, 5120, 40, 10, 128, 17920, 32064, tied=False)
+    with pytest.raises(InputError, match="10 of keys and values, which 4 GPUs"):
+        figures(phi, H100, Load(gpus=4))
+    assert value(phi, "GPUs", Load(gpus=5)) == 5
+    # Two do not hold it, and four have more than enough memory.
+    with pytest.raises(InputError, match="10 of keys and values, can be split"):
+        figures(phi, GPUS["L4"], Load(context=1024))
+
+
 def test_a_step_has_no_more_contexts_than_fit() -> None:
     found = by_name(PRESETS["8b"], Load(gpus=1), gpu="L4")
     assert found["sessions of 2,048 tokens"].value < 128
