@@ -1,17 +1,19 @@
 """What one call takes of a token LM that many share.
 
-Must not know bytes, nor what the call is.
+Must not know what the call is.
 """
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack, aclosing
+from contextvars import ContextVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bytelm.token_lm import AsyncTokenLM, Chunk, GeneratingTokenLM, MeteredTokenLM, Usage
 from bytelm.vocab import ByteVocab
+from bytelm_server import answers
 from bytelm_server.shares import Shares
 
 
@@ -24,8 +26,10 @@ class CountingLM:
         shares: whom the model's places are shared with: others with another salt.
 
     Attributes:
-        usage: what the call took so far.
+        usage: what the call took of the model so far.
         knows_tokens: whether ``usage`` counts tokens, too.
+        bytes_in: what the call was given so far.
+        bytes_out: what it has generated so far.
     """
 
     def __init__(
@@ -38,6 +42,7 @@ class CountingLM:
         self.max_context_tokens: int | None = lm.max_context_tokens
         self.usage = Usage()
         self.knows_tokens = isinstance(lm, MeteredTokenLM)
+        self.bytes_in = self.bytes_out = 0
 
     @property
     def is_idle(self) -> bool:
@@ -96,9 +101,29 @@ class CountingGeneratingLM(CountingLM):
                 yield chunk
 
 
+of_request: ContextVar[list[CountingLM]] = ContextVar("of_request")
+"""The models of all calls of the request that the current task works for."""
+
+
 def counting(
     lm: AsyncTokenLM, cache_salt: str | None = None, shares: Shares | None = None
 ) -> CountingLM:
     """``lm`` as one call uses it; it generates if ``lm`` does."""
     kind = CountingGeneratingLM if isinstance(lm, GeneratingTokenLM) else CountingLM
-    return kind(lm, cache_salt, shares)
+    made = kind(lm, cache_salt, shares)
+    if (others := of_request.get(None)) is not None:
+        others.append(made)
+    return made
+
+
+def usage_of(*lms: CountingLM) -> answers.Usage:
+    """What calls took so far, all of them together."""
+    took = [lm.usage for lm in lms]
+    knows = all(lm.knows_tokens for lm in lms)
+    return answers.Usage(
+        bytes_in=sum(lm.bytes_in for lm in lms),
+        bytes_out=sum(lm.bytes_out for lm in lms),
+        evaluations=sum(one.evaluations for one in took),
+        tokens_computed=sum(one.tokens_computed for one in took) if knows else None,
+        tokens_cached=sum(one.tokens_cached for one in took) if knows else None,
+    )

@@ -7,13 +7,12 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Mapping
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from bytelm_server import logs
+from bytelm_server import counting, logs
 from bytelm_server.metrics import Metrics
 
 _log = logging.getLogger("bytelm_server.requests")
@@ -39,15 +38,14 @@ class Observing:
             return await self.app(scope, receive, send)
         given = Headers(scope=scope).get(HEADER, "")
         request_id = given if _GOOD_ID.fullmatch(given) else uuid.uuid4().hex
-        state: dict[str, Any] = scope.setdefault("state", {})
-        state["usage"] = {}
+        lms: list[counting.CountingLM] = []
         status, is_open = 500, True
         began = time.perf_counter()
 
         def end() -> None:
             nonlocal is_open
             if is_open:
-                self._count(scope, state, status, time.perf_counter() - began)
+                self._count(scope, lms, status, time.perf_counter() - began)
             is_open = False
 
         async def noted(message: Message) -> None:
@@ -59,25 +57,30 @@ class Observing:
                 end()  # before the caller knows, so that the next request sees it counted
             await send(message)
 
-        token = logs.request_id.set(request_id)
+        token, of_others = logs.request_id.set(request_id), counting.of_request.set(lms)
         try:
             with self._metrics.in_progress.track_inprogress():
                 await self.app(scope, receive, noted)
         finally:
             end()
+            counting.of_request.reset(of_others)
             logs.request_id.reset(token)
 
-    def _count(self, scope: Scope, state: Mapping[str, Any], status: int, seconds: float) -> None:
-        path = getattr(scope.get("route"), "path", None)
-        call = "other" if path is None else f"{scope['method']} {path}"
-        usage = state["usage"]
+    def _count(
+        self, scope: Scope, lms: list[counting.CountingLM], status: int, seconds: float
+    ) -> None:
+        route: Any = scope.get("route")
+        # A route is found for methods that it does not have, too, and anybody may make those up.
+        is_call = scope["method"] in (getattr(route, "methods", None) or ())
+        call = f"{scope['method']} {route.path}" if is_call else "other"
+        usage = counting.usage_of(*lms)
         self._metrics.requests.labels(call, str(status)).inc()
         self._metrics.seconds.labels(call).observe(seconds)
-        self._metrics.bytes_in.inc(usage.get("bytes_in", 0))
-        self._metrics.bytes_out.inc(usage.get("bytes_out", 0))
+        self._metrics.bytes_in.inc(usage["bytes_in"])
+        self._metrics.bytes_out.inc(usage["bytes_out"])
         if not _log.isEnabledFor(logging.INFO):
             return
-        caller = state.get("caller")
+        caller = scope.get("state", {}).get("caller")
         about = {
             "method": scope["method"],
             "path": scope["path"],
@@ -85,6 +88,6 @@ class Observing:
             "seconds": round(seconds, 4),
             "client": (scope.get("client") or [None])[0],
             **({"key": caller.key_id} if caller and caller.key_id else {}),
-            **{name: count for name, count in usage.items() if count is not None},
+            **{name: count for name, count in usage.items() if lms and count is not None},
         }
         _log.info("%s %s %d", scope["method"], scope["path"], status, extra=about)

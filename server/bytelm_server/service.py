@@ -6,7 +6,7 @@ Must not know HTTP; a route hands in a checked body and gets the answer's body b
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -27,7 +27,7 @@ from bytelm.token_sampling import by_tokens, sample
 from bytelm.trie import TokenTrie
 from bytelm_server import answers, requests
 from bytelm_server.contexts import BytesIn, ContextIn
-from bytelm_server.counting import CountingLM, counting
+from bytelm_server.counting import CountingLM, counting, usage_of
 from bytelm_server.errors import FieldError, item_detail
 from bytelm_server.limits import Limits
 from bytelm_server.shares import Shares
@@ -37,16 +37,8 @@ from bytelm_server.vocabulary import VocabBody
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class _Outcome:
-    """One item's part of an answer, and how many bytes it made."""
-
-    result: Any
-    bytes_out: int = 0
-
-
-Work = Callable[["_Run", ByteBeamState, int], Coroutine[Any, Any, list[_Outcome]]]
-"""What is done with one context: the state after it, and its place in the call."""
+Work = Callable[["_Run", ByteBeamState, int], Coroutine[Any, Any, list[Any]]]
+"""From one context's state and its place in the call to its results."""
 
 
 async def concurrently(calls: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
@@ -132,9 +124,9 @@ class ByteService:
         self.limits.check_contexts(call.count)
         self.limits.check_rows(call.count, call.top or 256)
 
-        async def work(run: _Run, state: ByteBeamState, index: int) -> list[_Outcome]:
+        async def work(run: _Run, state: ByteBeamState, index: int) -> list[Any]:
             async with run.turn:
-                return [_Outcome(next_bytes((await state.logp_next()).ps, call.top))]
+                return [next_bytes((await state.logp_next()).ps, call.top)]
 
         return await self._for_each_context(await self._run(call, cache_salt), call, work)
 
@@ -178,7 +170,7 @@ class ByteService:
     def _greedy(self, call: requests.GreedyCall) -> Work:
         self.limits.check_generation(call.count, 1, call.steps)
 
-        async def work(run: _Run, state: ByteBeamState, index: int) -> list[_Outcome]:
+        async def work(run: _Run, state: ByteBeamState, index: int) -> list[Any]:
             pieces = generate(
                 state,
                 call.steps,
@@ -186,8 +178,7 @@ class ByteService:
                 stop=call.stops,
                 logprobs=call.logprobs,
             )
-            made = await run.generated(pieces, index)
-            return [_Outcome(_continuation(made), len(made.data))]
+            return [_continuation(await run.generated(pieces, index))]
 
         return work
 
@@ -201,8 +192,8 @@ class ByteService:
             raise FieldError(str(error), error.option) from error
         is_only_one = call.context is not None and call.n == 1
 
-        async def work(run: _Run, state: ByteBeamState, index: int) -> list[_Outcome]:
-            async def one(place: int) -> _Outcome:
+        async def work(run: _Run, state: ByteBeamState, index: int) -> list[Any]:
+            async def one(place: int) -> answers.Sample | answers.ItemError:
                 own = draw.spawn(index, place)
                 try:
                     pieces = sample(
@@ -213,8 +204,7 @@ class ByteService:
                     if is_only_one:
                         raise
                     return await run.failed(index, error, call.place(index), place)
-                result = answers.Sample(index=index, sample=place, **_continuation(made))
-                return _Outcome(result, len(made.data))
+                return answers.Sample(index=index, sample=place, **_continuation(made))
 
             if call.n > 1 and not tokens and not state.at_limit:
                 # The samples begin with the same evaluations: made once, the state keeps them.
@@ -234,7 +224,7 @@ class ByteService:
         """The state after a context, the model as it was used for that, and the context's bytes."""
         run = await self._run(call, cache_salt)
         run.keep_at_most(max_context_length)
-        return await run.begun(context, "context"), run.lm, run.bytes_in
+        return await run.begun(context, "context"), run.lm, run.lm.bytes_in
 
     async def score(
         self, call: requests.ScoreCall, cache_salt: str | None = None
@@ -245,21 +235,21 @@ class ByteService:
         self.limits.check_scoring([len(text) for text in good])
         run = await self._run(call, cache_salt)
         state = await run.begun(call.context, "context")
+        run.lm.bytes_in += sum(map(len, good))
         try:
             scores: list[Score | InputError] = [*await self._scored(state, good, call.eos)]
         except InputError:
             # Something is wrong with one of them: each for itself, the others get their scores.
             scores = await concurrently(run.scored(state, text, call.eos) for text in good)
         found = iter(scores)
-        outcomes = []
+        results: list[answers.Score | answers.ItemError] = []
         for index, item in enumerate(call.continuations):
             outcome = item if isinstance(item, ValidationError) else next(found)
             if isinstance(outcome, Score):
-                outcomes.append(_Outcome(_score(outcome, call)))
+                results.append(_score(outcome, call))
             else:
-                outcomes.append(await run.failed(index, outcome, f"continuations[{index}]"))
-        run.bytes_in += sum(map(len, good))
-        return run.answer(outcomes)
+                results.append(await run.failed(index, outcome, f"continuations[{index}]"))
+        return run.answer(results)
 
     async def _scored(self, state: ByteBeamState, texts: Sequence[bytes], eos: bool) -> list[Score]:
         return await score_all(state, texts, eos=eos, concurrency=self.settings.concurrency)
@@ -270,10 +260,10 @@ class ByteService:
         """The results of ``work`` on every context of a call, each context's ``n`` side by side."""
         self.limits.check_contexts(call.count)
 
-        async def one(context: ContextIn, index: int) -> list[_Outcome]:
+        async def one(context: ContextIn, index: int) -> list[Any]:
             return await work(run, await run.begun(context, call.place(index)), index)
 
-        async def one_of_several(item: ContextIn | ValidationError, index: int) -> list[_Outcome]:
+        async def one_of_several(item: ContextIn | ValidationError, index: int) -> list[Any]:
             try:
                 if isinstance(item, ValidationError):
                     raise item
@@ -284,11 +274,11 @@ class ByteService:
                 return [await run.failed(index, error, place, sample) for sample in samples]
 
         if call.context is not None:
-            outcomes = [await one(call.context, 0)]
+            results = [await one(call.context, 0)]
         else:
             items = enumerate(call.contexts or [])
-            outcomes = await concurrently(one_of_several(item, index) for index, item in items)
-        return run.answer([outcome for each in outcomes for outcome in each])
+            results = await concurrently(one_of_several(item, index) for index, item in items)
+        return run.answer([result for each in results for result in each])
 
     async def _run(self, call: requests.BeamCall, cache_salt: str | None) -> "_Run":
         """Raises what is wrong with the beam before anything else is looked at."""
@@ -306,8 +296,8 @@ class _Run:
     """One call at work.
 
     Attributes:
+        lm: the model, as the call uses it.
         turn: taken while a text is worked on, so that a large call does not do all at once.
-        bytes_in: what it was given so far.
     """
 
     def __init__(
@@ -315,7 +305,6 @@ class _Run:
     ) -> None:
         self.lm = counting(service.lm, cache_salt, service.shares)
         self.turn = asyncio.Semaphore(service.settings.concurrency)
-        self.bytes_in = 0
         self._told: _Told | None = None
         self._service = service
         self._params = params
@@ -326,11 +315,11 @@ class _Run:
         async with self.turn:
             vocab = self.lm.vocab
             context = await given.context(vocab, self._service.chat_template, place)
-            self.bytes_in += context.length
             # What is too long for the model is left out, where there is another limit.
             cut = self._params.max_context_length is not None
             fits = None if cut else self.lm.max_context_tokens
             await self._service.limits.check_context(context, vocab, fits, self._prefill)
+            self.lm.bytes_in += context.length
             return await begin(self.lm, self._params, context, mode=self._prefill)
 
     def keep_at_most(self, tokens: int | None) -> None:
@@ -348,9 +337,15 @@ class _Run:
     ) -> Generated[Any]:
         """A continuation of a state: of which context, and which of its samples."""
         async with self.turn:
+            pieces = self._counted(pieces)
             if self._told is not None:
                 pieces = self._told.passing(pieces, index, sample)
             return await collect(pieces)
+
+    async def _counted(self, pieces: AsyncIterator[Piece[Any]]) -> AsyncIterator[Piece[Any]]:
+        async for piece in pieces:
+            self.lm.bytes_out += len(piece.data)
+            yield piece
 
     async def failed(
         self,
@@ -358,7 +353,7 @@ class _Run:
         error: InputError | ValidationError,
         place: str,
         sample: int | None = None,
-    ) -> _Outcome:
+    ) -> answers.ItemError:
         """What stands in a result's place: of which item, and which of its samples."""
         result = answers.ItemError(index=index, error=item_detail(error, place))
         if sample is not None:
@@ -366,7 +361,7 @@ class _Run:
         if self._told is not None:
             event = answers.ErrorEvent(index=index, sample=sample or 0, error=result["error"])
             await self._told.last_of_one(event)
-        return _Outcome(result)
+        return result
 
     async def scored(self, state: ByteBeamState, text: bytes, eos: bool) -> Score | InputError:
         """The score of one continuation, or what is wrong with it."""
@@ -376,14 +371,9 @@ class _Run:
             except InputError as error:
                 return error
 
-    def answer(self, outcomes: Sequence[_Outcome]) -> answers.Answer[Any]:
+    def answer(self, results: list[Any]) -> answers.Answer[Any]:
         """The answer's body."""
-        usage = self.usage(sum(outcome.bytes_out for outcome in outcomes))
-        return answers.Answer(results=[outcome.result for outcome in outcomes], usage=usage)
-
-    def usage(self, bytes_out: int) -> answers.Usage:
-        """What the call took so far, for so many bytes."""
-        return usage_of(self.lm, self.bytes_in, bytes_out)
+        return answers.Answer(results=results, usage=usage_of(self.lm))
 
 
 class _Told:
@@ -398,7 +388,6 @@ class _Told:
         self.channel = Channel()
         self._run = run
         self._left = results
-        self._bytes_out = 0
 
     async def passing(
         self, pieces: AsyncIterator[Piece[Any]], index: int, sample: int
@@ -407,7 +396,6 @@ class _Told:
         text, logprob = Text(), 0.0
         async for piece in pieces:
             last = piece.finish_reason is not None
-            self._bytes_out += len(piece.data)
             logprob += piece.logprob or 0.0
             event = answers.Event(index=index, sample=sample, bytes=text.out(piece.data, last=last))
             if piece.finish_reason is None:
@@ -422,20 +410,8 @@ class _Told:
         """Tell the last event of one text."""
         self._left -= 1
         if not self._left:
-            event["usage"] = self._run.usage(self._bytes_out)
+            event["usage"] = usage_of(self._run.lm)
         await self.channel.put(event)
-
-
-def usage_of(lm: CountingLM, bytes_in: int, bytes_out: int) -> answers.Usage:
-    """What a call took: of the model, for so many bytes."""
-    took, knows = lm.usage, lm.knows_tokens
-    return answers.Usage(
-        bytes_in=bytes_in,
-        bytes_out=bytes_out,
-        evaluations=took.evaluations,
-        tokens_computed=took.tokens_computed if knows else None,
-        tokens_cached=took.tokens_cached if knows else None,
-    )
 
 
 def next_bytes(ps: NDArray[np.float64], top: int | None) -> Any:

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bytelm.errors import ContextTooLong, InputError
-from bytelm_server.counting import CountingLM, counting
+from bytelm_server.counting import CountingLM, counting, usage_of
 from bytelm_server.errors import FieldError, detail_of
-from bytelm_server.service import ByteService, concurrently, usage_of
+from bytelm_server.service import ByteService, concurrently
 
 
 def top_tokens(row: NDArray[np.float32], top: int) -> dict[str, Any]:
@@ -61,7 +61,7 @@ class TokenRows:
                 return {"index": index, "error": detail_of(error, f"contexts[{index}]")}
 
         results = await concurrently(one(c, i) for i, c in enumerate(contexts))
-        return {"results": results, "usage": usage_of(self.lm, 0, 0)}
+        return {"results": results, "usage": usage_of(self.lm)}
 
     def _check(self, context: Sequence[int], place: str) -> None:
         size, fits = self.lm.vocab.size, self.lm.max_context_tokens

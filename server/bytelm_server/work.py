@@ -4,8 +4,8 @@ Every route that takes the model goes through :class:`Work`. Must not know what 
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine, Mapping
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import Annotated, Any, Self, TypeVar
 
 from fastapi import Depends, Request
@@ -53,29 +53,15 @@ class Work:
             ClientGone: the client closed the connection; the work was cancelled.
         """
         try:
-            made = await self._before_the_end(self._in_turn(work))
+            return await self._before_the_end(self._in_turn(work))
         finally:
             work.close()  # if it never began
-        self._note_usage(made)
-        return made
 
     async def stream(self, events: Events) -> EventStream:
         """The answer that carries events as they come; an error before the first is raised."""
         await self._before_the_end(self._held.enter_async_context(self._turn()))
-        seen = self._noting_usage(events)
-        first = await self._before_the_end(_next(seen))
-        return EventStream(first, seen, self._backend.deadlines, self._deadline)
-
-    def _note_usage(self, answer: Any) -> None:
-        """Leave what an answer or an event took to whoever observes the request."""
-        if isinstance(answer, Mapping) and "usage" in answer:
-            self._request.state.usage.update(answer["usage"])
-
-    async def _noting_usage(self, events: Events) -> Events:
-        async with aclosing(events):
-            async for event in events:
-                self._note_usage(event)
-                yield event
+        first = await self._before_the_end(_next(events))
+        return EventStream(first, events, self._backend.deadlines, self._deadline)
 
     def _turn(self) -> AbstractAsyncContextManager[None]:
         return self._backend.admission.turn(self.caller.key_id)

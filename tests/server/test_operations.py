@@ -30,6 +30,8 @@ def watched_url(start_stub: Callable[..., str], log: Path) -> str:
 def watched(watched_url: str) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=watched_url, timeout=60) as client:
         yield client
+        for session in client.get("/v1/sessions").json()["data"]:
+            client.delete(f"/v1/sessions/{session['id']}")
 
 
 def lines(log: Path, **wanted: Any) -> list[dict[str, Any]]:
@@ -82,6 +84,92 @@ def test_a_streams_line_has_what_it_took(watched: httpx.Client, log: Path) -> No
     assert (line["bytes_in"], line["bytes_out"]) == (5, 3)
 
 
+def test_what_a_batchs_calls_took_is_counted_together(watched: httpx.Client, log: Path) -> None:
+    one, two = (watched.post("/v1/sessions", json={}).json()["id"] for _ in range(2))
+    calls = [
+        {"id": one, "call": "advance", "body": {"bytes": "hello"}},
+        {"id": one, "call": "greedy", "body": {"steps": 3}},
+        {"id": two, "call": "greedy", "body": {"steps": 2}},
+        {"id": "nothing", "call": "greedy", "body": {"steps": 2}},
+    ]
+    before = samples(watched)
+    headers = {"X-Request-ID": "batch"}
+    answer = watched.post("/v1/sessions:batch", json={"calls": calls}, headers=headers).json()
+    after = samples(watched)
+    (line,) = lines(log, request_id="batch")
+    took = [result["usage"] for result in answer["results"] if "usage" in result]
+    for name in ("bytes_in", "bytes_out", "evaluations"):
+        assert line[name] == sum(usage[name] for usage in took) > 0
+    for name in ("bytes_in", "bytes_out"):
+        assert after[f"bytelm_{name}_total"] - before[f"bytelm_{name}_total"] == line[name]
+
+
+@pytest.mark.parametrize(
+    ("call", "body"),
+    [
+        ("", {"context": "hello"}),
+        ("/{id}/advance", {"bytes": "hello"}),
+        ("/{id}/fork", {"advance": {"bytes": "hello"}}),
+        ("/{id}/greedy", {"steps": 3}),
+    ],
+)
+def test_a_retry_that_is_answered_as_before_counts_nothing(
+    watched: httpx.Client, call: str, body: dict[str, Any]
+) -> None:
+    session = watched.post("/v1/sessions", json={}).json()["id"]
+
+    def answer() -> dict[str, Any]:
+        path = "/v1/sessions" + call.format(id=session)
+        made = watched.post(path, json=body, headers={"Idempotency-Key": "once"})
+        found: dict[str, Any] = made.json()
+        return found
+
+    def counted() -> float:
+        found = samples(watched)
+        return found["bytelm_bytes_in_total"] + found["bytelm_bytes_out_total"]
+
+    before = counted()
+    first = answer()
+    once = counted()
+    assert once - before == first["usage"]["bytes_in"] + first["usage"]["bytes_out"] > 0
+    assert answer() == first
+    assert counted() == once
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/greedy", {"context": "hello"}),
+        ("/v1/sessions/{id}/greedy", {}),
+        ("/v1/sessions/{id}/sample", {"advance": False, "n": 2, "method": "byte"}),
+    ],
+)
+def test_a_stream_that_is_left_counts_as_far_as_it_got(
+    watched: httpx.Client,
+    log: Path,
+    until: Callable[[Callable[[], bool]], None],
+    path: str,
+    body: dict[str, Any],
+) -> None:
+    session = watched.post("/v1/sessions", json={"context": "hello"}).json()["id"]
+    before = samples(watched)
+    watched.post("/test/delay", params={"value": 0.05})
+    try:
+        call = {**body, "steps": 60, "stream": True}
+        with watched.stream("POST", path.format(id=session), json=call) as answer:
+            request_id = answer.headers["x-request-id"]
+            next(answer.iter_lines())
+        until(lambda: bool(lines(log, request_id=request_id)))
+    finally:
+        watched.post("/test/delay", params={"value": 0})
+    (line,) = lines(log, request_id=request_id)
+    after = samples(watched)
+    assert 0 < line["bytes_out"] < 60
+    assert line["evaluations"] > 0
+    for name in ("bytes_in", "bytes_out"):
+        assert after[f"bytelm_{name}_total"] - before[f"bytelm_{name}_total"] == line[name]
+
+
 def test_what_nobody_foresaw_is_logged_with_its_request(watched: httpx.Client, log: Path) -> None:
     headers = {"X-Request-ID": "broken"}
     watched.post("/test/break", params={"value": 1})
@@ -114,6 +202,7 @@ def test_requests_are_counted_by_call_and_status(watched: httpx.Client) -> None:
     assert watched.post("/v1/greedy", json=BODY).status_code == 200
     watched.post("/v1/greedy", json={**BODY, "stream": True})
     assert watched.post("/v1/greedy", json={**BODY, "steps": 0}).status_code == 400
+    assert watched.post("/v1/greedy", json={**BODY, "context": "x" * 201}).status_code == 400
     assert watched.get("/v1/nothing/42").status_code == 404
     after = samples(watched)
 
@@ -121,13 +210,23 @@ def test_requests_are_counted_by_call_and_status(watched: httpx.Client) -> None:
         return after[name] - before.get(name, 0)
 
     assert more("bytelm_requests_total|POST /v1/greedy|200") == 2
-    assert more("bytelm_requests_total|POST /v1/greedy|400") == 1
+    assert more("bytelm_requests_total|POST /v1/greedy|400") == 2
     assert more("bytelm_requests_total|other|404") == 1
-    assert more("bytelm_request_seconds_count|POST /v1/greedy") == 3
-    assert more("bytelm_request_seconds_bucket|POST /v1/greedy|+Inf") == 3
+    assert more("bytelm_request_seconds_count|POST /v1/greedy") == 4
+    assert more("bytelm_request_seconds_bucket|POST /v1/greedy|+Inf") == 4
     assert more("bytelm_bytes_in_total") == 10
     assert more("bytelm_bytes_out_total") == 6
     assert not any("42" in name for name in after)
+
+
+def test_methods_that_a_path_does_not_have_are_no_calls(watched: httpx.Client) -> None:
+    before = samples(watched)
+    for method in ("PATCH", "PURGE"):
+        assert watched.request(method, "/health").status_code == 405
+    after = samples(watched)
+    name = "bytelm_requests_total|other|405"
+    assert after[name] - before.get(name, 0) == 2
+    assert not any("PATCH" in name or "PURGE" in name for name in after)
 
 
 def test_what_the_engine_did_is_shown(watched: httpx.Client) -> None:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from bytelm.testing import StubLM
 from bytelm.token_lm import GeneratingTokenLM, Usage
 from bytelm.vocab import ByteVocab
-from bytelm_server.counting import CountingLM, counting
+from bytelm_server.counting import CountingLM, counting, of_request, usage_of
 from bytelm_server.shares import Shares
 
 VOCAB = ByteVocab.from_bytes([b"a", b"b", b""], eos_token_ids=[2])
@@ -47,6 +47,20 @@ async def test_tokens_are_counted_where_the_model_says_them() -> None:
     assert lm.knows_tokens
     assert lm.usage == Usage(evaluations=2, tokens_computed=3, tokens_cached=4)
     assert np.array_equal(row, StubLM(VOCAB).row([0, 1, 0]))
+
+
+async def test_the_calls_of_a_request_are_counted_together() -> None:
+    token = of_request.set([])
+    first, second = counting(MeteredLM(VOCAB)), counting(MeteredLM(VOCAB))
+    lms = of_request.get()
+    of_request.reset(token)
+    counting(MeteredLM(VOCAB))
+    assert lms == [first, second]
+    await first.next_token_logprobs([0, 1, 0])
+    await second.next_token_logprobs([0, 1, 0, 1])
+    first.bytes_in, second.bytes_in, second.bytes_out = 3, 4, 5
+    both = {"bytes_in": 7, "bytes_out": 5, "evaluations": 2}
+    assert usage_of(*lms) == {**both, "tokens_computed": 3, "tokens_cached": 4}
 
 
 class EvaluatingLM:

@@ -2,12 +2,15 @@
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from safetensors.numpy import save_file
+from transformers import CONFIG_MAPPING
 
 from bytelm.errors import InputError
 from bytelm_client.sizing import (
@@ -105,8 +108,6 @@ def test_a_config_that_is_not_understood_is_refused(change: dict[str, Any], said
 
 
 def test_weights_that_are_there_are_counted_by_their_files(tmp_path: Path) -> None:
-    import numpy as np
-
     (tmp_path / "config.json").write_text(json.dumps(LLAMA_8B))
     assert shape_in(tmp_path).read_bytes is None
     save_file({"a": np.zeros(1000, np.float32)}, tmp_path / "model-1.safetensors")
@@ -115,6 +116,73 @@ def test_weights_that_are_there_are_counted_by_their_files(tmp_path: Path) -> No
     assert shape.weight_bytes == 4020
     assert by_name(shape)["weights"].kind == "measured"
     assert shape_in(tmp_path, "fp8").weight_bytes == 8_030_261_248
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A model's folder without weights."""
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA_8B))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda data: b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer"),
+        (lambda data: data[:-1], "cut"),
+        (lambda data: data[:50], "cut"),
+        (lambda data: data[:7], "cut"),
+        (lambda data: bytes(len(data)), "cut"),
+    ],
+    ids=["pointer", "tensors", "header", "length", "zeros"],
+)
+def test_weights_that_are_not_whole_are_refused(
+    folder: Path, damage: Callable[[bytes], bytes], said: str
+) -> None:
+    file = folder / "model.safetensors"
+    save_file({"a": np.zeros(1000, np.float32)}, file)
+    file.write_bytes(damage(file.read_bytes()))
+    with pytest.raises(InputError, match=rf"model\.safetensors: .*{said}"):
+        shape_in(folder)
+    assert shape_in(folder, "fp8").weight_bytes == 8_030_261_248
+
+
+def test_weights_in_two_layouts_are_counted_once(folder: Path) -> None:
+    whole = {"a": np.zeros(100, np.float32), "b": np.zeros(10, np.float32)}
+    save_file(whole, folder / "consolidated.safetensors")
+    save_file(whole, folder / "model.safetensors")
+    assert shape_in(folder).weight_bytes == 440
+    (folder / "model.safetensors").unlink()
+    names = {name: f"model-{name}.safetensors" for name in whole}
+    for name, array in whole.items():
+        save_file({name: array}, folder / names[name])
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": names}))
+    assert shape_in(folder).weight_bytes == 440
+
+
+def test_weights_must_be_all_there_or_none(folder: Path) -> None:
+    names = {"a": "model-a.safetensors", "b": "model-b.safetensors"}
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": names}))
+    assert shape_in(folder).read_bytes is None
+    save_file({"a": np.zeros(100, np.float32)}, folder / names["a"])
+    with pytest.raises(InputError, match=r"1 of 2 files .* model-b\.safetensors"):
+        shape_in(folder)
+
+
+TIED = ["cohere", "cohere2", "ernie4_5", "gemma", "gemma2", "gemma3_text", "smollm3"]
+
+
+@pytest.mark.parametrize("kind", [*TIED, "llama", "mistral", "phi3", "qwen2", "qwen3"])
+def test_the_last_matrix_is_the_first_where_a_silent_config_means_that(kind: str) -> None:
+    silent = {**LLAMA_8B, "model_type": kind}
+    del silent["tie_word_embeddings"]
+    means = CONFIG_MAPPING[kind]().tie_word_embeddings
+    assert means == (kind in TIED)
+    assert shape_of(silent, "x").tied == means
+    assert shape_of({"text_config": silent}, "x").tied == means
+    assert not shape_of({**silent, "tie_word_embeddings": False}, "x").tied
 
 
 def test_memory_of_8b_on_an_h100_by_hand() -> None:
@@ -161,6 +229,16 @@ def test_heads_of_keys_that_are_fewer_than_gpus_are_copied() -> None:
     weights = 2 * 1_235_814_400
     assert one == int((8 * 69e9 - weights) / 32768)
     assert two == int((16 * 69e9 - weights) / 65536)
+
+
+def test_heads_of_keys_are_shared_evenly_too() -> None:
+    phi = ModelShape("Phi-3-medium", 40, 5120, 40, 10, 128, 17920, 32064, tied=False)
+    with pytest.raises(InputError, match="10 of keys and values, which 4 GPUs"):
+        figures(phi, H100, Load(gpus=4))
+    assert value(phi, "GPUs", Load(gpus=5)) == 5
+    # Two do not hold it, and four have more than enough memory.
+    with pytest.raises(InputError, match="10 of keys and values, can be split"):
+        figures(phi, GPUS["L4"], Load(context=1024))
 
 
 def test_a_step_has_no_more_contexts_than_fit() -> None:

@@ -115,27 +115,35 @@ def _copies(shape: ModelShape, gpus: int) -> float:
     return max(1.0, gpus / shape.kv_heads)
 
 
+def _can_split(shape: ModelShape, gpus: int) -> bool:
+    """Whether each GPU gets as many heads as any other; vLLM asserts that."""
+    few, many = sorted((shape.kv_heads, gpus))
+    return shape.heads % gpus == 0 and many % few == 0
+
+
 def _fewest(shape: ModelShape, gpu: Gpu, load: Load) -> int:
     """The fewest GPUs that hold the weights and the contexts of a step."""
     gpus = 1
     while gpus <= MOST_GPUS:
         tokens = _cached_tokens(shape, gpu, load, gpus)
-        if shape.heads % gpus == 0 and tokens >= load.context * load.concurrent:
+        if _can_split(shape, gpus) and tokens >= load.context * load.concurrent:
             return gpus
         gpus *= 2
     raise InputError(
         f"{shape.name} and {load.concurrent} contexts of {load.context} tokens do not fit on any "
-        f"number of {gpu.full_name} that its {shape.heads} heads can be split over: ask for fewer "
-        "(--concurrent), shorter ones (--context), other GPUs (--gpu), or name a number (--gpus)"
+        f"number of {gpu.full_name} that its {shape.heads} heads, {shape.kv_heads} of keys and "
+        "values, can be split over: ask for fewer (--concurrent), shorter ones (--context), other "
+        "GPUs (--gpu), or name a number (--gpus)"
     )
 
 
 def _checked(shape: ModelShape, gpu: Gpu, load: Load) -> int:
     """The number of GPUs that is asked for."""
     gpus = load.gpus or 1
-    if shape.heads % gpus:
+    if not _can_split(shape, gpus):
         raise InputError(
-            f"--gpus: {shape.name} has {shape.heads} heads, which {gpus} GPUs cannot share evenly"
+            f"--gpus: {shape.name} has {shape.heads} heads, {shape.kv_heads} of keys and values, "
+            f"which {gpus} GPUs cannot share evenly"
         )
     if _cached_tokens(shape, gpu, load, gpus) < load.context:
         raise InputError(

@@ -4,7 +4,6 @@ Must not know GPUs.
 """
 
 import json
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +16,9 @@ DTYPES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "fp8": 1.0}
 
 _UNKNOWN = ("kv_lora_rank", "ssm_cfg", "mamba_d_state", "state_size", "linear_num_key_heads")
 """Fields of models whose cache is not keys and values of all heads."""
+
+_TIED = ("cohere", "ernie4_5", "gemma", "smollm3", "vaultgemma")
+"""How the types of models begin whose first and last matrix are one if the config is silent."""
 
 
 @dataclass(frozen=True)
@@ -133,6 +135,8 @@ def shape_of(config: Mapping[str, Any], name: str, dtype: str | None = None) -> 
         return default
 
     hidden, heads = number("hidden_size"), number("num_attention_heads")
+    kind = str(text.get("model_type") or config.get("model_type") or "")
+    ties = (one["tie_word_embeddings"] for one in (text, config) if "tie_word_embeddings" in one)
     experts = number("num_local_experts", "num_experts", "n_routed_experts", default=1)
     inside = ("moe_intermediate_size",) if experts > 1 else ()
     shape = ModelShape(
@@ -144,7 +148,7 @@ def shape_of(config: Mapping[str, Any], name: str, dtype: str | None = None) -> 
         head_dim=number("head_dim", default=hidden // heads),
         intermediate=number(*inside, "intermediate_size"),
         vocab=number("vocab_size"),
-        tied=bool(text.get("tie_word_embeddings", config.get("tie_word_embeddings", False))),
+        tied=bool(next(ties, kind.startswith(_TIED))),
         dtype="bfloat16" if dtype else _dtype(config, text, name),
         longest=text.get("max_position_embeddings"),
         experts=experts,
@@ -173,25 +177,60 @@ def shape_in(folder: Path, dtype: str | None = None, name: str | None = None) ->
         name: the model's; the folder's by default.
 
     Raises:
-        InputError: see ``shape_of``; when no config can be read.
+        InputError: see ``shape_of``; when no config can be read, or some of the weights are not
+            there.
     """
     try:
         config = json.loads((folder / "config.json").read_text())
     except (OSError, ValueError) as error:
         raise InputError(f"{folder}: no config.json can be read: {error}") from None
     shape = shape_of(config, name or folder.name, dtype)
-    sizes = [_tensor_bytes(file) for file in sorted(folder.glob("*.safetensors"))]
     # Others are converted when they are loaded.
-    if sizes and dtype is None:
-        shape = replace(shape, read_bytes=sum(sizes))
+    if dtype is None and (files := _weight_files(folder)):
+        shape = replace(shape, read_bytes=sum(map(_tensor_bytes, files)))
     return shape
 
 
+def _weight_files(folder: Path) -> list[Path]:
+    """The files that the weights are in; none where there are no weights."""
+    index, whole = folder / "model.safetensors.index.json", folder / "model.safetensors"
+    if not index.is_file():
+        # Beside it may lie the same weights in another layout.
+        return [whole] if whole.is_file() else sorted(folder.glob("*.safetensors"))
+    try:
+        names = sorted({*json.loads(index.read_text())["weight_map"].values()})
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{index}: no index of weights can be read: {error}") from None
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing == names:
+        return []
+    if missing:
+        raise InputError(
+            f"{folder}: {len(missing)} of {len(names)} files of weights are missing, among them "
+            f"{missing[0]}: download them again, or count without them (--dtype)"
+        )
+    return [folder / name for name in names]
+
+
 def _tensor_bytes(file: Path) -> int:
-    """What the tensors of a safetensors file take, by its header."""
+    """What the tensors of a safetensors file take: as its header says, up to its end."""
+    rest = file.stat().st_size - 8
     with file.open("rb") as opened:
-        (length,) = struct.unpack("<Q", opened.read(8))
-    return file.stat().st_size - 8 - int(length)
+        start = opened.read(8)
+        length = int.from_bytes(start, "little")
+        header = opened.read(length) if 0 < length <= rest else b""
+    try:
+        tensors = [value for name, value in json.loads(header).items() if name != "__metadata__"]
+        end = max(tensor["data_offsets"][1] for tensor in tensors)
+    except ValueError:
+        end = None
+    if end != rest - length:
+        probably = "a Git LFS pointer" if start == b"version " else "a download that was cut"
+        raise InputError(
+            f"{file}: not a whole safetensors file, probably {probably}: download it again, or "
+            "count without it (--dtype)"
+        )
+    return rest - length
 
 
 def _dtype(config: Mapping[str, Any], text: Mapping[str, Any], name: str) -> str:

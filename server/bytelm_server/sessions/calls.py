@@ -21,7 +21,7 @@ from bytelm.errors import ContextTooLong, EmptyBeam, InputError
 from bytelm.settings import ServerSettings
 from bytelm.token_lm import StatefulTokenizedLM
 from bytelm_server.callers import Caller
-from bytelm_server.counting import CountingLM, counting
+from bytelm_server.counting import CountingLM, counting, usage_of
 from bytelm_server.errors import (
     CallError,
     ErrorDetail,
@@ -32,7 +32,7 @@ from bytelm_server.errors import (
     item_detail,
 )
 from bytelm_server.requests import Generation
-from bytelm_server.service import ByteService, concurrently, usage_of
+from bytelm_server.service import ByteService, concurrently
 from bytelm_server.sessions import answers, bodies
 from bytelm_server.sessions.continuations import (
     TextEvents,
@@ -145,18 +145,15 @@ class SessionCalls:
                 )
                 answer = {
                     **session_as_answer(child, held.meta),
-                    "usage": usage_of(counting(self.service.lm), 0, 0),
+                    "usage": usage_of(counting(self.service.lm)),
                 }
                 return await self.moves.created(child, answer, name, request)
             state, lm = await self.moves.state(held)
             before = held.meta["n_calls"]
         # What follows concerns the new session alone.
-        state = await self._advanced(state, call.advance, "advance.")
-        used = lm.usage.evaluations
-        bytes_in = text_length(call.advance)
-        return await self.moves.keep(
-            state, lm, ttl, name, request, n_calls=before + used, bytes_in=bytes_in
-        )
+        state = await self._advanced(state, lm, call.advance, "advance.")
+        n_calls = before + lm.usage.evaluations
+        return await self.moves.keep(state, lm, ttl, name, request, n_calls=n_calls)
 
     async def advance(
         self, session_id: str, call: bodies.AdvanceCall, key: str | None = None
@@ -164,8 +161,7 @@ class SessionCalls:
         """Move a session on, step by step."""
 
         async def work(state: SessionState, lm: CountingLM) -> tuple[SessionState, Answer]:
-            after = await self._advanced(state, call)
-            return after, {"usage": usage_of(lm, text_length(call), 0)}
+            return await self._advanced(state, lm, call), {"usage": usage_of(lm)}
 
         return await self.moves.change(session_id, "advance", call, key, work, flat=True)
 
@@ -177,8 +173,9 @@ class SessionCalls:
         async def work(state: SessionState, lm: CountingLM) -> tuple[SessionState, Answer]:
             with _naming(call):
                 self._check_length(state, call, call.prefill == "exact")
+                lm.bytes_in += text_length(call)
                 after = await state.prefilled(call, call.prefill)
-            return after, {"usage": usage_of(lm, text_length(call), 0)}
+            return after, {"usage": usage_of(lm)}
 
         return await self.moves.change(session_id, "prefill", call, key, work, flat=True)
 
@@ -190,8 +187,7 @@ class SessionCalls:
             state, lm = await self.moves.state(held)
             result = await state.next(call.top, call.prune)
             await self.moves.looked(held, lm)
-            usage = usage_of(lm, 0, 0)
-            return {"results": [result], "usage": usage, "session": session_of(held)}
+            return {"results": [result], "usage": usage_of(lm), "session": session_of(held)}
 
     async def row(self, session_id: str) -> NDArray[np.float32]:
         """A token session's whole distribution, float32 ``[vocab.size]``."""
@@ -213,7 +209,8 @@ class SessionCalls:
         draw = draw_of(call, self.service)
 
         async def work(state: SessionState, lm: CountingLM) -> tuple[SessionState, Answer]:
-            grown = await collected(state.grown(call, None if draw is None else draw.spawn(0, 0)))
+            own = None if draw is None else draw.spawn(0, 0)
+            grown = await collected(state.grown(call, own), lm)
             return grown.state, answer_of([grown], lm, drawn=draw is not None)
 
         name = "greedy" if draw is None else "sample"
@@ -227,7 +224,8 @@ class SessionCalls:
                 _, answer = await work(state, lm)
             else:
                 texts = await concurrently(
-                    collected(state.grown(call, draw.spawn(0, n))) for n in range(count_of(call))
+                    collected(state.grown(call, draw.spawn(0, n)), lm)
+                    for n in range(count_of(call))
                 )
                 answer = answer_of(texts, lm, drawn=True)
             await self.moves.looked(held, lm)
@@ -261,14 +259,14 @@ class SessionCalls:
         draw: Draw | None,
     ) -> AsyncGenerator[Answer, None]:
         """The events of a continuation that the session follows."""
-        text, told, counted = TextEvents(0), 0, 0
+        text, counted = TextEvents(0), 0
         grown = state.grown(call, None if draw is None else draw.spawn(0, 0))
         async with aclosing(grown) as pieces:  # type: ignore[type-var]
             async for piece in pieces:
-                told += len(piece.data)
+                lm.bytes_out += len(piece.data)
                 event = text.event(piece)
                 if piece.finish_reason is not None:
-                    event["usage"] = usage_of(lm, 0, told)
+                    event["usage"] = usage_of(lm)
                 used, counted = lm.usage.evaluations - counted, lm.usage.evaluations
                 try:
                     await self.moves.commit(held, piece.state, used, lambda session: {}, None)
@@ -284,18 +282,18 @@ class SessionCalls:
         self, state: SessionState, lm: CountingLM, call: Generation, draw: Draw | None
     ) -> AsyncGenerator[Answer, None]:
         """The events of continuations that the session does not follow."""
-        channel, left, told = Channel(), count_of(call), 0
+        channel, left = Channel(), count_of(call)
 
         async def one(n: int) -> None:
-            nonlocal left, told
+            nonlocal left
             text = TextEvents(n)
             async for piece in state.grown(call, None if draw is None else draw.spawn(0, n)):
-                told += len(piece.data)
+                lm.bytes_out += len(piece.data)
                 event = text.event(piece)
                 if piece.finish_reason is not None:
                     left -= 1
                     if not left:
-                        event["usage"] = usage_of(lm, 0, told)
+                        event["usage"] = usage_of(lm)
                 await channel.put(event)
 
         async def all_of_them() -> None:
@@ -404,9 +402,12 @@ class SessionCalls:
         check_fits(state)
         return TokenState(state, len(tokens)), lm
 
-    async def _advanced(self, state: SessionState, by: bodies.Step, at: str = "") -> SessionState:
+    async def _advanced(
+        self, state: SessionState, lm: CountingLM, by: bodies.Step, at: str = ""
+    ) -> SessionState:
         with _naming(by, at):
             self._check_length(state, by, walked=True)
+            lm.bytes_in += text_length(by)
             return await state.advanced(by)
 
     def _check_length(self, state: SessionState, by: bodies.Input, walked: bool) -> None:

@@ -9,10 +9,10 @@ from bytelm.draws import Draw
 from bytelm.errors import MethodError
 from bytelm.token_sampling import by_tokens
 from bytelm_server.answers import bytes_out
-from bytelm_server.counting import CountingLM
+from bytelm_server.counting import CountingLM, usage_of
 from bytelm_server.errors import FieldError
 from bytelm_server.requests import Drawing, Generation
-from bytelm_server.service import ByteService, usage_of
+from bytelm_server.service import ByteService
 from bytelm_server.sessions.replies import Answer
 from bytelm_server.sessions.states import Grown
 from bytelm_server.streams import Text
@@ -52,14 +52,14 @@ def answer_of(texts: list[Grown], lm: CountingLM, *, drawn: bool) -> Answer:
             result["tokens"] = list(text.tokens)
         result["logprob"], result["finish_reason"] = text.logprob, text.finish_reason
         results.append(result)
-    made = sum(len(text.data) for text in texts)
-    return {"results": results, "usage": usage_of(lm, 0, made)}
+    return {"results": results, "usage": usage_of(lm)}
 
 
-async def collected(pieces: AsyncIterator[Grown]) -> Grown:
-    """All pieces of a continuation as one."""
+async def collected(pieces: AsyncIterator[Grown], lm: CountingLM) -> Grown:
+    """All pieces of a continuation as one; ``lm`` counts their bytes."""
     data, tokens, logprob = bytearray(), list[int](), 0.0
     async for piece in pieces:
+        lm.bytes_out += len(piece.data)
         data += piece.data
         tokens += piece.tokens
         logprob += piece.logprob or 0.0

@@ -18,9 +18,9 @@ import orjson
 
 from bytelm.errors import EngineError, InputError, SnapshotError
 from bytelm_server.callers import Caller
-from bytelm_server.counting import CountingLM, counting
+from bytelm_server.counting import CountingLM, counting, usage_of
 from bytelm_server.errors import CallError
-from bytelm_server.service import ByteService, usage_of
+from bytelm_server.service import ByteService
 from bytelm_server.sessions import answers
 from bytelm_server.sessions.failures import (
     NoSuchSession,
@@ -222,7 +222,6 @@ class Moves:
         request: str,
         *,
         n_calls: int | None = None,
-        bytes_in: int | None = None,
     ) -> Answer:
         """A state as a new session."""
         packed = state.packed(b"")
@@ -244,8 +243,7 @@ class Moves:
             head=packed.head,
             trunk=packed.trunk,
         )
-        given = state.context_bytes if bytes_in is None else bytes_in
-        answer = {**session_as_answer(record, meta), "usage": usage_of(lm, given, 0)}
+        answer = {**session_as_answer(record, meta), "usage": usage_of(lm)}
         return await self.created(record, answer, name, request, state)
 
     async def created(
