@@ -155,6 +155,43 @@ def test_files_that_do_not_belong_together(
     assert message in line
 
 
+@pytest.mark.parametrize(
+    "foreign", [b'"precious"', b"7", b'{"context": "a"}', b'{"line":1', b'{"of": "0", "line": 2}']
+)
+def test_what_is_not_of_bytelm_is_not_cut_off(url: str, tmp_path: Path, foreign: bytes) -> None:
+    source, sink = written(tmp_path / "in", ["a"]), tmp_path / "out"
+    for before in (foreign, b'{"line": 1, "of": "0"}\n' + foreign):
+        sink.write_bytes(before)
+        done = run(url, source, sink)
+        assert done.returncode == 2
+        assert "is no result of bytelm: choose another output" in errors(done)[0]
+        assert sink.read_bytes() == before
+
+
+@pytest.mark.parametrize("half", [b"{", b'{"line": ', b'{"line": 2, "of": "', None])
+def test_half_a_result_is_cut_off(url: str, tmp_path: Path, half: bytes | None) -> None:
+    source, sink = written(tmp_path / "in", ["a", "b"]), tmp_path / "out"
+    assert run(url, source, sink).returncode == 0
+    whole = sink.read_bytes()
+    first, second = whole.splitlines(keepends=True)
+    sink.write_bytes(first + (second[:-1] if half is None else half))
+    assert run(url, source, sink).returncode == 0
+    assert sink.read_bytes() == whole
+
+
+@pytest.mark.parametrize("end", ["", "\n"])
+@pytest.mark.parametrize("link", [False, True])
+def test_the_input_is_no_output(url: str, tmp_path: Path, end: str, link: bool) -> None:
+    source, sink = tmp_path / "in", tmp_path / "out"
+    source.write_text(f'"precious"{end}')
+    if link:
+        sink.hardlink_to(source)
+    done = run(url, source, sink if link else source)
+    assert done.returncode == 2
+    assert "is the input, too" in errors(done)[0]
+    assert source.read_text() == f'"precious"{end}'
+
+
 def test_other_options_are_another_run(url: str, tmp_path: Path) -> None:
     source, sink = written(tmp_path / "in", ["a", "b"]), tmp_path / "out"
     assert run(url, source, sink).returncode == 0

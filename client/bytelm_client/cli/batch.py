@@ -26,6 +26,9 @@ from bytelm_client.errors import APIError
 if TYPE_CHECKING:
     from bytelm_client.client import AsyncClient
 
+BEGINNING = b'{"line": '
+"""What every result begins with."""
+
 
 @dataclass(frozen=True)
 class Prompt:
@@ -150,6 +153,8 @@ class Batch:
                 raise InputError(f"{self.output} cannot be written: {error.strerror}") from None
             try:
                 fcntl.flock(sink, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.path.samestat(os.fstat(source.fileno()), os.fstat(sink)):
+                    raise InputError(f"{self.output} is the input, too: choose another output")
                 yield source, sink
             except BlockingIOError:
                 raise InputError(f"another run is writing to {self.output}") from None
@@ -166,11 +171,13 @@ class Batch:
         end = 0
         with self.output.open("rb") as rows:
             for number, row in enumerate(rows, 1):
-                if not row.endswith(b"\n"):
+                whole = row.endswith(b"\n")
+                # Only what bytelm began may be cut off.
+                if not whole and row[: len(BEGINNING)] == BEGINNING[: len(row)]:
                     break
                 end += len(row)
                 try:
-                    known = json.loads(row)
+                    known: Any = json.loads(row) if whole else None
                     of[int(known["line"])] = str(known["of"])
                 except (ValueError, LookupError, TypeError):
                     raise InputError(
