@@ -192,6 +192,42 @@ def test_the_input_is_no_output(url: str, tmp_path: Path, end: str, link: bool) 
     assert source.read_text() == f'"precious"{end}'
 
 
+def test_prompts_may_come_through_a_pipe(url: str, tmp_path: Path) -> None:
+    source, sink = written(tmp_path / "in", PROMPTS), tmp_path / "out"
+    assert run(url, source, tmp_path / "want").returncode == 0
+    files = ["--input", "/dev/stdin", "--output", str(sink), "--steps", "9", "--seed", "3"]
+    for _ in range(2):
+        done = bytelm("sample", *files, "--url", url, input=source.read_bytes())
+        assert done.returncode == 0, done.stderr
+        assert sink.read_bytes() == (tmp_path / "want").read_bytes()
+
+
+def test_results_may_go_into_a_pipe(url: str, tmp_path: Path) -> None:
+    source = written(tmp_path / "in", PROMPTS)
+    assert run(url, source, tmp_path / "want").returncode == 0
+    done = run(url, source, Path("/dev/stdout"))
+    assert (done.returncode, done.stderr) == (0, b"")
+    made = [json.loads(line) for line in done.stdout.splitlines()]
+    assert sorted(made, key=lambda row: row["line"]) == rows(tmp_path / "want")
+
+
+def test_results_may_go_nowhere(url: str, tmp_path: Path) -> None:
+    done = run(url, written(tmp_path / "in", PROMPTS), Path("/dev/null"))
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_results_that_cannot_be_put_in_order_stay(url: str, tmp_path: Path) -> None:
+    source, sink = written(tmp_path / "in", ["a", "b"]), tmp_path / "out"
+    assert run(url, source, sink).returncode == 0
+    first, second = sink.read_bytes().splitlines(keepends=True)
+    sink.write_bytes(second + first)
+    (tmp_path / ".out.sorted").mkdir()
+    done = run(url, source, sink)
+    assert done.returncode == 2
+    assert "out is whole, but not in order" in errors(done)[-1]
+    assert sink.read_bytes() == second + first
+
+
 def test_other_options_are_another_run(url: str, tmp_path: Path) -> None:
     source, sink = written(tmp_path / "in", ["a", "b"]), tmp_path / "out"
     assert run(url, source, sink).returncode == 0

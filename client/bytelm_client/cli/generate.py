@@ -164,7 +164,8 @@ def _generate(
         from bytelm_client.cli.batch import Batch
 
         batch = Batch(call, input, output, {**options, "n": n} if n > 1 else options, chat)
-        models.run(where, lambda client: batch.run(client, concurrency))
+        with batch.opened() as files:
+            models.run(where, lambda client: batch.run(client, files, concurrency))
         raise typer.Exit(1 if batch.failed else 0)
     data = prompt_bytes(prompt)
     context = context_of(data, chat)
