@@ -133,6 +133,25 @@ def test_bad_lines_are_told_by_number_and_the_others_done(url: str, tmp_path: Pa
     assert [row["line"] for row in rows(sink)] == [1, 2, 3, 5, 6, 7, 8]
 
 
+def test_a_line_that_neither_json_nor_utf8_has_is_told_by_number(url: str, tmp_path: Path) -> None:
+    source, sink = tmp_path / "in", tmp_path / "out"
+    bad = [
+        r'"\ud800"',
+        '{"context": "x", "temperature": NaN}',
+        '{"context": "x", "temperature": 1e999}',
+        r'{"context": "x", "id": "\udcff"}',
+        "[" * 100_000,
+    ]
+    source.write_text("\n".join([*bad, '"good"']) + "\n")
+    done = run(url, source, sink)
+    assert done.returncode == 1
+    told = errors(done)[:-1]
+    assert sorted(line.split(", line ")[1][:12] for line in told) == [
+        f"{number}: not JSON:" for number in range(1, 6)
+    ]
+    assert [row["line"] for row in rows(sink)] == [6]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -118,6 +118,27 @@ def test_a_wrong_flag_is_no_traceback() -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("flag", "arguments"),
+    [
+        ("--temperature", ["sample", "x", "--temperature", "nan"]),
+        ("--top-p", ["sample", "x", "--top-p", "inf"]),
+        ("--min-p", ["sample", "x", "--min-p", "nan"]),
+        ("--prune-threshold", ["next", "x", "--prune-threshold", "nan"]),
+        ("--evaluations-per-byte", ["size", "8b", "--evaluations-per-byte", "inf"]),
+    ],
+)
+def test_a_number_that_is_none_is_refused_at_once(flag: str, arguments: list[str]) -> None:
+    done = bytelm(*arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"Invalid value for '{flag}'" in done.stderr
+    assert "is no finite number" in done.stderr
+
+
+def test_a_width_that_is_none_is_one_line() -> None:
+    assert "--K is a number or none" in one_line(bytelm("next", "x", "--K", "²"))
+
+
 def test_a_key_is_made_listed_and_revoked(tmp_path: Path) -> None:
     where = {"BYTELM_KEYS_FILE": str(tmp_path / "keys.json")}
     assert "no keys" in bytelm("keys", "list", **where).stdout

@@ -233,7 +233,9 @@ class Batch:
     def _prompt(self, number: int, line: bytes) -> Prompt:
         try:
             given = json.loads(line)
-        except ValueError as error:
+            # Python reads NaN and halves of surrogate pairs, which neither JSON nor UTF-8 has.
+            json.dumps(given, ensure_ascii=False, allow_nan=False).encode()
+        except (ValueError, RecursionError) as error:
             raise InputError(f"not JSON: {error}") from None
         if isinstance(given, str):
             message = {"messages": [{"role": "user", "content": given}]}

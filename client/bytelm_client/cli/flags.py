@@ -1,9 +1,10 @@
-"""Settings as flags of a command.
+"""Settings as flags of a command, and what flags may be given.
 
 Must not know which commands there are.
 """
 
 import inspect
+import math
 import types
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
@@ -16,6 +17,17 @@ from pydantic_settings import BaseSettings
 from bytelm.errors import InputError
 
 Settings = TypeVar("Settings", bound=BaseSettings)
+
+
+def finite(value: float | None) -> float | None:
+    """A number that a flag gives, where NaN and infinity mean nothing.
+
+    Raises:
+        BadParameter: when it is NaN or infinite.
+    """
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is no finite number")
+    return value
 
 
 def _flag(name: str, field: FieldInfo, settings: type[BaseSettings]) -> inspect.Parameter:
