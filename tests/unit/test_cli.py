@@ -111,6 +111,29 @@ def test_a_wrong_setting_names_its_flag(flag: str, value: str) -> None:
     assert flag in one_line(bytelm("serve", flag, value, "--port", "0"))
 
 
+@pytest.mark.parametrize(
+    ("variable", "command"),
+    [
+        ("BYTELM_PORT", ["doctor"]),
+        ("BYTELM_PORT", ["keys", "list"]),
+        ("BYTELM_PORT", ["keys", "create", "Alice"]),
+        ("BYTELM_PORT", ["greedy", "x"]),
+        ("BYTELM_PORT", ["serve"]),
+        ("BYTELM_ENGINE_MAX_NUM_SEQS", ["greedy", "x"]),
+        ("BYTELM_ENGINE_KV_CACHE_MEMORY_BYTES", ["doctor"]),
+    ],
+)
+def test_a_wrong_setting_names_its_variable(variable: str, command: list[str]) -> None:
+    line = one_line(bytelm(*command, **{variable: "abc"}))
+    assert line.startswith(f"bytelm: error: {variable}: ")
+
+
+def test_a_port_that_there_is_not() -> None:
+    done = bytelm("doctor", "--port", "70000")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "Invalid value for '--port'" in done.stderr
+
+
 def test_a_wrong_flag_is_no_traceback() -> None:
     done = bytelm("serve", "--colour", "red")
     assert done.returncode == 2
@@ -135,8 +158,9 @@ def test_a_number_that_is_none_is_refused_at_once(flag: str, arguments: list[str
     assert "is no finite number" in done.stderr
 
 
-def test_a_width_that_is_none_is_one_line() -> None:
-    assert "--K is a number or none" in one_line(bytelm("next", "x", "--K", "²"))
+@pytest.mark.parametrize("command", [["next", "x"], ["bench"]])
+def test_a_width_that_is_none_is_one_line(command: list[str]) -> None:
+    assert "--K is a number or none" in one_line(bytelm(*command, "--K", "²"))
 
 
 def test_a_key_is_made_listed_and_revoked(tmp_path: Path) -> None:

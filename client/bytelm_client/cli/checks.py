@@ -18,6 +18,8 @@ from typing import Annotated, Literal
 import typer
 
 from bytelm.settings import ClientSettings, EngineSettings, Paths, ServerSettings
+from bytelm_client.cli.console import one_line_errors
+from bytelm_client.cli.flags import read_settings
 from bytelm_client.cli.texts import Json, write_json
 
 GIB = 1 << 30
@@ -47,14 +49,16 @@ class Finding:
     advice: str = ""
 
 
+@one_line_errors()
 def doctor(
     port: Annotated[
-        int | None, typer.Option("--port", help="The port that a server would listen on.")
+        int | None,
+        typer.Option("--port", min=0, max=65535, help="The port that a server would listen on."),
     ] = None,
     json: Json = False,
 ) -> None:
     """Check Python, CPU, GPU, vLLM, memory, disk, model, port and server; say what to do."""
-    findings = list(examine(ServerSettings().port if port is None else port))
+    findings = list(examine(read_settings(ServerSettings, {"port": port}).port))
     if json:
         for finding in findings:
             write_json(asdict(finding))
@@ -176,7 +180,7 @@ def _memory() -> Finding:
     except (OSError, StopIteration, ValueError):
         return Finding("memory", "note", "not known")
     found = f"{free / GIB:.1f} GiB are free"
-    wanted = EngineSettings().kv_cache_memory_bytes
+    wanted = read_settings(EngineSettings, {}).kv_cache_memory_bytes
     needed = MEMORY_NEEDED if wanted is None else MEMORY_NEEDED - 2 * GIB + wanted
     if free >= needed:
         return Finding("memory", "ok", found)
