@@ -227,13 +227,20 @@ def _port(port: int) -> Finding:
 
 def _server() -> Finding:
     from bytelm_client.client import Client
-    from bytelm_client.errors import BytelmClientError
+    from bytelm_client.errors import APIError, BytelmClientError, CannotSend
 
     url = ClientSettings().url
     try:
         with Client(url, timeout=5, retries=0) as client:
             status = client.health()
             name = f", {client.models()[0].name}" if status == "ready" else ""
+    except CannotSend as error:
+        return Finding("server", "note", str(error), "set BYTELM_API_KEY")
+    except APIError as error:
+        if error.status != 401:
+            return Finding("server", "note", f"{url} answers: {error}")
+        found = f"ready at {url}, but the key is missing or wrong"
+        return Finding("server", "note", found, "set BYTELM_API_KEY")
     except BytelmClientError:
         return Finding("server", "note", f"none at {url}", "bytelm serve starts one")
     return Finding("server", "ok" if status == "ready" else "note", f"{status} at {url}{name}")
