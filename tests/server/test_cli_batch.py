@@ -230,6 +230,24 @@ def test_results_may_go_into_a_pipe(url: str, tmp_path: Path) -> None:
     assert sorted(made, key=lambda row: row["line"]) == rows(tmp_path / "want")
 
 
+def test_a_reader_of_results_that_leaves_is_no_error(
+    start_stub: Callable[..., str], tmp_path: Path
+) -> None:
+    url = start_stub()
+    httpx.post(f"{url}/test/delay", params={"value": 0.05})
+    source = written(tmp_path / "in", PROMPTS)
+    files = ["--input", str(source), "--output", "/dev/stdout", "--concurrency", "1"]
+    with subprocess.Popen(
+        command("sample", *files, "--url", url), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.read(1)
+        process.stdout.close()
+        assert process.wait(60) == 141
+        assert process.stderr.read() == b""
+
+
 def test_results_may_go_nowhere(url: str, tmp_path: Path) -> None:
     done = run(url, written(tmp_path / "in", PROMPTS), Path("/dev/null"))
     assert (done.returncode, done.stderr) == (0, b"")

@@ -9,16 +9,20 @@ import sys
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bytelm.settings import EngineSettings, ServerSettings
 
 
-def bytelm(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def bytelm(
+    *arguments: str, stdout: Any = subprocess.PIPE, **environment: str
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "bytelm_client", *arguments],
-        capture_output=True,
+        stdout=stdout,
+        stderr=subprocess.PIPE,
         text=True,
         timeout=120,
         env={
@@ -178,6 +182,18 @@ def test_a_key_is_made_listed_and_revoked(tmp_path: Path) -> None:
     assert bytelm("keys", "revoke", key_id, **where).returncode == 0
     assert "no keys" in bytelm("keys", "list", **where).stdout
     assert key_id in one_line(bytelm("keys", "revoke", key_id, **where))
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["size 8b", "size 8b --json", "doctor", "doctor --json", "keys list", "--help", "--version"],
+)
+def test_a_reader_that_has_left_is_no_error(command: str) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = bytelm(*command.split(), stdout=writing)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, "")
 
 
 def test_a_file_of_keys_that_is_none_is_one_line(tmp_path: Path) -> None:

@@ -108,6 +108,8 @@ class Batch:
                 await self._all(client, files, count, concurrency)
             if files.kept:
                 os.fsync(files.sink)
+        except BrokenPipeError:
+            raise
         except OSError as error:
             raise InputError(f"{self.output} cannot be written: {error.strerror}") from None
         except BaseException:

@@ -148,6 +148,8 @@ def one_line_errors() -> Iterator[None]:
     """
     try:
         yield
+        # What is in Python's buffer must not fail later, when nobody looks.
+        print(end="", flush=True)
     except (BytelmError, BytelmClientError) as error:
         error_line(error)
         at_fault = isinstance(error, InputError | InvalidRequest | CannotConnect | CannotSend)
