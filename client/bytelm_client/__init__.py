@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from bytelm_client.errors import BadAnswer as BadAnswer
     from bytelm_client.errors import BytelmClientError as BytelmClientError
     from bytelm_client.errors import CannotConnect as CannotConnect
+    from bytelm_client.errors import CannotSend as CannotSend
     from bytelm_client.errors import Conflict as Conflict
     from bytelm_client.errors import ConnectionLost as ConnectionLost
     from bytelm_client.errors import Gone as Gone
@@ -61,6 +62,7 @@ _HOMES = {
     "BadAnswer": "errors",
     "BytelmClientError": "errors",
     "CannotConnect": "errors",
+    "CannotSend": "errors",
     "ConnectionLost": "errors",
     "InvalidRequest": "errors",
     "ItemsFailed": "errors",

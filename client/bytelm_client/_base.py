@@ -19,6 +19,7 @@ from bytelm_client.errors import (
     APIError,
     BadAnswer,
     CannotConnect,
+    CannotSend,
     ConnectionLost,
     ItemsFailed,
     TimedOut,
@@ -86,6 +87,9 @@ class BaseClient:
         timeout: seconds to wait for an answer; None waits for ever.
         retries: how often a call is sent again when the connection breaks, or when the server
             cannot answer now; with growing waits, or those that the server asks for.
+
+    Raises:
+        CannotSend: when the key is not printable ASCII.
     """
 
     def __init__(
@@ -100,6 +104,8 @@ class BaseClient:
         self.base_url = (base_url or settings.url).rstrip("/")
         if api_key is None and settings.api_key is not None:
             api_key = settings.api_key.get_secret_value()
+        if api_key is not None and not (api_key.isascii() and api_key.isprintable()):
+            raise CannotSend("the API key has characters that no key has: is it the right one?")
         self.retries = retries
         # Connecting is quick or hopeless, however long an answer may take; a connection of one's
         # own comes free when another call ends.
@@ -211,9 +217,13 @@ class BaseClient:
         if call.octets:
             headers["Accept"] = "application/octet-stream"
         url = self.base_url + call.path
-        return http.build_request(
-            call.method, url, json=call.body, params=call.params, headers=headers
-        )
+        try:
+            return http.build_request(
+                call.method, url, json=call.body, params=call.params, headers=headers
+            )
+        except ValueError as error:
+            # NaN, infinity and halves of surrogate pairs.
+            raise CannotSend(f"the call cannot be sent: {error}") from error
 
     def _read(self, call: Call[T], response: httpx.Response) -> T:
         try:

@@ -3,6 +3,7 @@
 ::
 
     BytelmClientError (Exception)
+    ├── CannotSend (ValueError)    the call or the key has something that HTTP or JSON has not
     ├── CannotConnect              no server answers at the address
     ├── ConnectionLost             the connection broke before the answer was there
     ├── TimedOut                   the server took longer than the client's timeout
@@ -26,6 +27,10 @@ from typing import Any
 
 class BytelmClientError(Exception):
     """The root of all errors raised by the client."""
+
+
+class CannotSend(BytelmClientError, ValueError):
+    """A number that is not finite, text that is not Unicode, or a key that no header can have."""
 
 
 class CannotConnect(BytelmClientError):

@@ -133,6 +133,25 @@ def test_bad_lines_are_told_by_number_and_the_others_done(url: str, tmp_path: Pa
     assert [row["line"] for row in rows(sink)] == [1, 2, 3, 5, 6, 7, 8]
 
 
+def test_a_line_that_neither_json_nor_utf8_has_is_told_by_number(url: str, tmp_path: Path) -> None:
+    source, sink = tmp_path / "in", tmp_path / "out"
+    bad = [
+        r'"\ud800"',
+        '{"context": "x", "temperature": NaN}',
+        '{"context": "x", "temperature": 1e999}',
+        r'{"context": "x", "id": "\udcff"}',
+        "[" * 100_000,
+    ]
+    source.write_text("\n".join([*bad, '"good"']) + "\n")
+    done = run(url, source, sink)
+    assert done.returncode == 1
+    told = errors(done)[:-1]
+    assert sorted(line.split(", line ")[1][:12] for line in told) == [
+        f"{number}: not JSON:" for number in range(1, 6)
+    ]
+    assert [row["line"] for row in rows(sink)] == [6]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -153,6 +172,97 @@ def test_files_that_do_not_belong_together(
     assert done.returncode == 2
     (line,) = errors(done)
     assert message in line
+
+
+@pytest.mark.parametrize(
+    "foreign", [b'"precious"', b"7", b'{"context": "a"}', b'{"line":1', b'{"of": "0", "line": 2}']
+)
+def test_what_is_not_of_bytelm_is_not_cut_off(url: str, tmp_path: Path, foreign: bytes) -> None:
+    source, sink = written(tmp_path / "in", ["a"]), tmp_path / "out"
+    for before in (foreign, b'{"line": 1, "of": "0"}\n' + foreign):
+        sink.write_bytes(before)
+        done = run(url, source, sink)
+        assert done.returncode == 2
+        assert "is no result of bytelm: choose another output" in errors(done)[0]
+        assert sink.read_bytes() == before
+
+
+@pytest.mark.parametrize("half", [b"{", b'{"line": ', b'{"line": 2, "of": "', None])
+def test_half_a_result_is_cut_off(url: str, tmp_path: Path, half: bytes | None) -> None:
+    source, sink = written(tmp_path / "in", ["a", "b"]), tmp_path / "out"
+    assert run(url, source, sink).returncode == 0
+    whole = sink.read_bytes()
+    first, second = whole.splitlines(keepends=True)
+    sink.write_bytes(first + (second[:-1] if half is None else half))
+    assert run(url, source, sink).returncode == 0
+    assert sink.read_bytes() == whole
+
+
+@pytest.mark.parametrize("end", ["", "\n"])
+@pytest.mark.parametrize("link", [False, True])
+def test_the_input_is_no_output(url: str, tmp_path: Path, end: str, link: bool) -> None:
+    source, sink = tmp_path / "in", tmp_path / "out"
+    source.write_text(f'"precious"{end}')
+    if link:
+        sink.hardlink_to(source)
+    done = run(url, source, sink if link else source)
+    assert done.returncode == 2
+    assert "is the input, too" in errors(done)[0]
+    assert source.read_text() == f'"precious"{end}'
+
+
+def test_prompts_may_come_through_a_pipe(url: str, tmp_path: Path) -> None:
+    source, sink = written(tmp_path / "in", PROMPTS), tmp_path / "out"
+    assert run(url, source, tmp_path / "want").returncode == 0
+    files = ["--input", "/dev/stdin", "--output", str(sink), "--steps", "9", "--seed", "3"]
+    for _ in range(2):
+        done = bytelm("sample", *files, "--url", url, input=source.read_bytes())
+        assert done.returncode == 0, done.stderr
+        assert sink.read_bytes() == (tmp_path / "want").read_bytes()
+
+
+def test_results_may_go_into_a_pipe(url: str, tmp_path: Path) -> None:
+    source = written(tmp_path / "in", PROMPTS)
+    assert run(url, source, tmp_path / "want").returncode == 0
+    done = run(url, source, Path("/dev/stdout"))
+    assert (done.returncode, done.stderr) == (0, b"")
+    made = [json.loads(line) for line in done.stdout.splitlines()]
+    assert sorted(made, key=lambda row: row["line"]) == rows(tmp_path / "want")
+
+
+def test_a_reader_of_results_that_leaves_is_no_error(
+    start_stub: Callable[..., str], tmp_path: Path
+) -> None:
+    url = start_stub()
+    httpx.post(f"{url}/test/delay", params={"value": 0.05})
+    source = written(tmp_path / "in", PROMPTS)
+    files = ["--input", str(source), "--output", "/dev/stdout", "--concurrency", "1"]
+    with subprocess.Popen(
+        command("sample", *files, "--url", url), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.read(1)
+        process.stdout.close()
+        assert process.wait(60) == 141
+        assert process.stderr.read() == b""
+
+
+def test_results_may_go_nowhere(url: str, tmp_path: Path) -> None:
+    done = run(url, written(tmp_path / "in", PROMPTS), Path("/dev/null"))
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_results_that_cannot_be_put_in_order_stay(url: str, tmp_path: Path) -> None:
+    source, sink = written(tmp_path / "in", ["a", "b"]), tmp_path / "out"
+    assert run(url, source, sink).returncode == 0
+    first, second = sink.read_bytes().splitlines(keepends=True)
+    sink.write_bytes(second + first)
+    (tmp_path / ".out.sorted").mkdir()
+    done = run(url, source, sink)
+    assert done.returncode == 2
+    assert "out is whole, but not in order" in errors(done)[-1]
+    assert sink.read_bytes() == second + first
 
 
 def test_other_options_are_another_run(url: str, tmp_path: Path) -> None:

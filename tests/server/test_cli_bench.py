@@ -1,6 +1,7 @@
 """``bytelm bench`` and ``bytelm doctor``."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from bytelm import models
 from bytelm_client import Client
 from bytelm_client.cli import checks
 from bytelm_client.cli.bench import prompt_of
+from bytelm_server.keys import KeyFile
 from tests.server.commands import bytelm, one_line, output
 
 
@@ -50,6 +52,24 @@ def test_doctor_tells_of_a_port_that_is_taken(url: str) -> None:
     assert f"port     {port}: Address already in use" in text
     assert "→ stop what uses it" in text
     assert "server   none at http://127.0.0.1:9" in text
+
+
+def test_doctor_tells_of_a_server_that_wants_a_key(
+    start_stub: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = KeyFile(tmp_path / "keys.json")
+    _, secret = keys.create("Alice")
+    url = start_stub("--set", f"keys_file={keys.path}")
+    monkeypatch.setenv("BYTELM_URL", url)
+    missing = checks._server()
+    assert missing.found == f"ready at {url}, but the key is missing or wrong"
+    assert missing.advice == "set BYTELM_API_KEY"
+    monkeypatch.setenv("BYTELM_API_KEY", "wrong")
+    assert checks._server() == missing
+    monkeypatch.setenv("BYTELM_API_KEY", "schlüssel")
+    assert checks._server().advice == "set BYTELM_API_KEY"
+    monkeypatch.setenv("BYTELM_API_KEY", secret)
+    assert checks._server().mark == "ok"
 
 
 def test_doctor_looks_for_the_default_model(tmp_path: Path) -> None:

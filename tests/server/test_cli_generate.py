@@ -68,6 +68,13 @@ def test_every_option_reaches_the_server(url: str, client: Client) -> None:
     assert made["finish_reason"] == want.finish_reason
 
 
+def test_any_bytes_end_a_text(url: str, client: Client) -> None:
+    whole = client.greedy("hello", 64).bytes
+    stop = next(bytes([byte]) for byte in whole if byte > 127)
+    made = output("greedy", "hello", "--steps", "64", "--stop", os.fsdecode(stop), "--url", url)
+    assert made == whole[: whole.index(stop)]
+
+
 def test_several_samples_are_lines(url: str, client: Client) -> None:
     drawn = ["sample", "hello", "--n", "3", "--seed", "1", "--valid-utf8", "--steps", "5"]
     want = client.sample("hello", 5, n=3, seed=1, valid_utf8=True)
@@ -189,6 +196,8 @@ def test_a_server_with_keys(start_stub: Callable[..., str], tmp_path: Path) -> N
     assert "key" in one_line(bytelm("greedy", "hello", "--url", url), 2)
     wrong = one_line(bytelm("greedy", "hello", "--url", url, "--api-key", "wrong"), 2)
     assert "key" in wrong
+    other = one_line(bytelm("greedy", "hello", "--url", url, "--api-key", "schlüssel"), 2)
+    assert "the API key has characters that no key has" in other
     with pytest.raises(NotAllowed) as caught:
         Client(url, api_key="wrong").greedy("hello", 3)
     assert (caught.value.status, caught.value.code) == (401, "unknown_key")

@@ -4,14 +4,14 @@ from pathlib import Path
 from typing import Any
 
 from bytelm_client import Client
-from bytelm_client.cli.models import Where, served_here
+from bytelm_client.cli.models import Where, served_here, unlimited
 
 
 async def test_a_model_of_ones_own_is_served_to_its_user_alone(
     stub: dict[str, Any], url: str
 ) -> None:
     lm = stub["SteeredLM"]()
-    async with served_here(lm) as client:
+    async with served_here(lm, unlimited()) as client:
         assert await client.health() == "ready"
         made = await client.greedy("hello", 100, beam={"K": None})
         assert len(made.bytes) > 64

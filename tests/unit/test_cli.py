@@ -9,16 +9,20 @@ import sys
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bytelm.settings import EngineSettings, ServerSettings
 
 
-def bytelm(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def bytelm(
+    *arguments: str, stdout: Any = subprocess.PIPE, **environment: str
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "bytelm_client", *arguments],
-        capture_output=True,
+        stdout=stdout,
+        stderr=subprocess.PIPE,
         text=True,
         timeout=120,
         env={
@@ -111,11 +115,56 @@ def test_a_wrong_setting_names_its_flag(flag: str, value: str) -> None:
     assert flag in one_line(bytelm("serve", flag, value, "--port", "0"))
 
 
+@pytest.mark.parametrize(
+    ("variable", "command"),
+    [
+        ("BYTELM_PORT", ["doctor"]),
+        ("BYTELM_PORT", ["keys", "list"]),
+        ("BYTELM_PORT", ["keys", "create", "Alice"]),
+        ("BYTELM_PORT", ["greedy", "x"]),
+        ("BYTELM_PORT", ["serve"]),
+        ("BYTELM_ENGINE_MAX_NUM_SEQS", ["greedy", "x"]),
+        ("BYTELM_ENGINE_KV_CACHE_MEMORY_BYTES", ["doctor"]),
+    ],
+)
+def test_a_wrong_setting_names_its_variable(variable: str, command: list[str]) -> None:
+    line = one_line(bytelm(*command, **{variable: "abc"}))
+    assert line.startswith(f"bytelm: error: {variable}: ")
+
+
+def test_a_port_that_there_is_not() -> None:
+    done = bytelm("doctor", "--port", "70000")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "Invalid value for '--port'" in done.stderr
+
+
 def test_a_wrong_flag_is_no_traceback() -> None:
     done = bytelm("serve", "--colour", "red")
     assert done.returncode == 2
     assert "--colour" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("flag", "arguments"),
+    [
+        ("--temperature", ["sample", "x", "--temperature", "nan"]),
+        ("--top-p", ["sample", "x", "--top-p", "inf"]),
+        ("--min-p", ["sample", "x", "--min-p", "nan"]),
+        ("--prune-threshold", ["next", "x", "--prune-threshold", "nan"]),
+        ("--evaluations-per-byte", ["size", "8b", "--evaluations-per-byte", "inf"]),
+    ],
+)
+def test_a_number_that_is_none_is_refused_at_once(flag: str, arguments: list[str]) -> None:
+    done = bytelm(*arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"Invalid value for '{flag}'" in done.stderr
+    assert "is no finite number" in done.stderr
+
+
+@pytest.mark.parametrize("command", [["next", "x"], ["bench"]])
+def test_a_width_that_is_none_is_one_line(command: list[str]) -> None:
+    assert "--K is a number or none" in one_line(bytelm(*command, "--K", "²"))
 
 
 def test_a_key_is_made_listed_and_revoked(tmp_path: Path) -> None:
@@ -133,6 +182,18 @@ def test_a_key_is_made_listed_and_revoked(tmp_path: Path) -> None:
     assert bytelm("keys", "revoke", key_id, **where).returncode == 0
     assert "no keys" in bytelm("keys", "list", **where).stdout
     assert key_id in one_line(bytelm("keys", "revoke", key_id, **where))
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["size 8b", "size 8b --json", "doctor", "doctor --json", "keys list", "--help", "--version"],
+)
+def test_a_reader_that_has_left_is_no_error(command: str) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = bytelm(*command.split(), stdout=writing)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, "")
 
 
 def test_a_file_of_keys_that_is_none_is_one_line(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import typer
 
 from bytelm.errors import EngineDead, InputError
 from bytelm_client.cli import console
-from bytelm_client.errors import CannotConnect, ConnectionLost, api_error
+from bytelm_client.errors import CannotConnect, CannotSend, ConnectionLost, api_error
 
 
 def test_a_count_tells_rate_and_time_left_where_there_is_no_terminal(
@@ -38,6 +38,7 @@ def status(code: int) -> Exception:
         (InputError("a\nb"), 2),
         (EngineDead("gone"), 1),
         (CannotConnect("nobody"), 2),
+        (CannotSend("nothing"), 2),
         (ConnectionLost("broken"), 1),
         (status(400), 2),
         (status(401), 2),

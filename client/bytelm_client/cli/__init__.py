@@ -16,7 +16,7 @@ import typer
 
 from bytelm_client.cli.bench import bench
 from bytelm_client.cli.checks import doctor
-from bytelm_client.cli.console import leave
+from bytelm_client.cli.console import OUTPUT_CLOSED, leave
 from bytelm_client.cli.generate import greedy, sample
 from bytelm_client.cli.keys import keys
 from bytelm_client.cli.look import compare, next_bytes
@@ -44,7 +44,7 @@ app.add_typer(keys, name="keys")
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        print(f"bytelm {installed_version('bytelm')}")
+        print(f"bytelm {installed_version('bytelm')}", flush=True)
         raise typer.Exit
 
 
@@ -63,6 +63,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         app(arguments, prog_name="bytelm")
     except SystemExit as end:
+        # What rich and typer make of a pipe that nobody reads is 1.
+        if isinstance(end.__context__, BrokenPipeError):
+            end.code = OUTPUT_CLOSED
         # To take apart all that vLLM has loaded would take seconds.
         if "vllm" in sys.modules and isinstance(end.code, int):
             leave(end.code)

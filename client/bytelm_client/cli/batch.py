@@ -5,14 +5,17 @@ fields of the call. Each result is a line of the output: ``{"line", "of", "resul
 where the prompt has one. ``of`` names the prompt and the options that the results belong to. A line
 is written whole, right when its results are there; what a killed run left of a line is cut off.
 Prompts that fail are told on stderr, with their line, and tried again by the next run. When a run
-ends, the output is put in the order of the input.
+ends, the output is put in the order of the input. An output that is no file, such as a pipe, gets
+the results as they come, and nothing is read back from it.
 """
 
 import asyncio
 import fcntl
 import hashlib
+import io
 import json
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,15 +29,34 @@ from bytelm_client.errors import APIError
 if TYPE_CHECKING:
     from bytelm_client.client import AsyncClient
 
+BEGINNING = b'{"line": '
+"""What every result begins with."""
+
 
 @dataclass(frozen=True)
 class Prompt:
     """One line of the input."""
 
-    line: int
     of: str
     body: dict[str, Any]
     id: Any = None
+
+
+@dataclass(frozen=True)
+class Files:
+    """The files of a run.
+
+    Attributes:
+        source: the prompts.
+        sink: where results go.
+        kept: whether results can be read back from there.
+        done: the lines of the prompts that have results.
+    """
+
+    source: BinaryIO
+    sink: int
+    kept: bool
+    done: set[int]
 
 
 class Batch:
@@ -69,61 +91,65 @@ class Batch:
         self._options = options_json(options)
         self._name = json.dumps([call, chat, self._options], sort_keys=True)
 
-    async def run(self, client: "AsyncClient", concurrency: int) -> None:
+    async def run(self, client: "AsyncClient", files: Files, concurrency: int) -> None:
         """Get the results that are missing.
 
         Raises:
-            InputError: when a file cannot be read or written, or the output is of another run.
+            InputError: when the output cannot be written.
             BytelmClientError: when the server is at fault; what is done is kept.
         """
-        with self._opened() as (source, sink):
-            done = self._done(source, sink)
-            source.seek(0)
-            total = sum(1 for line in source if line.strip())
-            source.seek(0)
-            if done:
-                say(f"{len(done)} of {total} prompts are done already")
-            try:
-                with Count(self.call, total, "prompts", len(done)) as count:
-                    await self._all(client, self._prompts(source, done), sink, count, concurrency)
-                os.fsync(sink)
-            except OSError as error:
-                raise InputError(f"{self.output} cannot be written: {error.strerror}") from None
-            except BaseException:
-                say(
-                    f"stopped with {count.done - self.failed} of {total} prompts done; the same "
-                    "command goes on from there"
-                )
-                raise
+        files.source.seek(0)
+        total = sum(1 for line in files.source if line.strip())
+        files.source.seek(0)
+        if files.done:
+            say(f"{len(files.done)} of {total} prompts are done already")
+        try:
+            with Count(self.call, total, "prompts", len(files.done)) as count:
+                await self._all(client, files, count, concurrency)
+            if files.kept:
+                os.fsync(files.sink)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise InputError(f"{self.output} cannot be written: {error.strerror}") from None
+        except BaseException:
+            then = "; the same command goes on from there" if files.kept else ""
+            say(f"stopped with {count.done - self.failed} of {total} prompts done{then}")
+            raise
+        if files.kept:
             self._in_order()
-            if self.failed:
-                error_line(f"{self.failed} of {total} prompts failed; run again to try these again")
+        if self.failed:
+            then = "; run again to try these again" if files.kept else ""
+            error_line(f"{self.failed} of {total} prompts failed{then}")
 
     async def _all(
-        self,
-        client: "AsyncClient",
-        prompts: Iterator[Prompt],
-        sink: int,
-        count: Count,
-        concurrency: int,
+        self, client: "AsyncClient", files: Files, count: Count, concurrency: int
     ) -> None:
+        todo = (
+            (number, line)
+            for number, line in enumerate(files.source, 1)
+            if number not in files.done and line.strip()
+        )
+
         async def worker() -> None:
-            for prompt in prompts:
+            for number, line in todo:
                 try:
-                    answer = await client.call(f"/v1/{self.call}", prompt.body)
-                    results = _read(answer)
+                    prompt = self._prompt(number, line)
+                    results = _read(await client.call(f"/v1/{self.call}", prompt.body))
+                except InputError as error:
+                    self._fail(number, error)
                 except APIError as error:
                     # All others concern every prompt alike.
                     if error.status not in (400, 413, 504):
                         raise
-                    self._fail(prompt.line, str(error))
+                    self._fail(number, error)
                 else:
-                    row = {"line": prompt.line, "of": prompt.of}
+                    row = {"line": number, "of": prompt.of}
                     if prompt.id is not None:
                         row["id"] = prompt.id
-                    line = json.dumps({**row, "results": results}, ensure_ascii=False)
+                    result = json.dumps({**row, "results": results}, ensure_ascii=False)
                     # By one call, unbuffered: a killed run leaves whole lines.
-                    os.write(sink, line.encode() + b"\n")
+                    os.write(files.sink, result.encode() + b"\n")
                 count.add()
 
         try:
@@ -133,28 +159,40 @@ class Batch:
         except BaseExceptionGroup as errors:
             raise errors.exceptions[0] from None
 
-    def _fail(self, line: int, message: str) -> None:
+    def _fail(self, line: int, error: Exception) -> None:
         self.failed += 1
-        error_line(f"{self.input}, line {line}: {message}")
+        error_line(f"{self.input}, line {line}: {error}")
 
     @contextmanager
-    def _opened(self) -> Iterator[tuple[BinaryIO, int]]:
-        try:
-            source = self.input.open("rb")
-        except OSError as error:
-            raise InputError(f"{self.input} cannot be read: {error.strerror}") from None
-        with source:
+    def opened(self) -> Iterator[Files]:
+        """The files, as long as the run takes.
+
+        Raises:
+            InputError: when one cannot be read or written, or the output is of another run.
+        """
+        with _reading(self.input) as file:
+            # A pipe can be read only once.
+            source = file if file.seekable() else io.BytesIO(file.read())
             try:
                 sink = os.open(self.output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
             except OSError as error:
                 raise InputError(f"{self.output} cannot be written: {error.strerror}") from None
             try:
-                fcntl.flock(sink, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                yield source, sink
-            except BlockingIOError:
-                raise InputError(f"another run is writing to {self.output}") from None
+                status = os.fstat(sink)
+                kept = stat.S_ISREG(status.st_mode)
+                if kept and os.path.samestat(os.fstat(file.fileno()), status):
+                    raise InputError(f"{self.output} is the input, too: choose another output")
+                if kept:
+                    self._lock(sink)
+                yield Files(source, sink, kept, self._done(source, sink) if kept else set())
             finally:
                 os.close(sink)
+
+    def _lock(self, sink: int) -> None:
+        try:
+            fcntl.flock(sink, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"another run is writing to {self.output}") from None
 
     def _done(self, source: BinaryIO, sink: int) -> set[int]:
         """The lines of the input that have results; half a line at the end is cut off.
@@ -164,13 +202,15 @@ class Batch:
         """
         of: dict[int, str] = {}
         end = 0
-        with self.output.open("rb") as rows:
+        with _reading(self.output) as rows:
             for number, row in enumerate(rows, 1):
-                if not row.endswith(b"\n"):
+                whole = row.endswith(b"\n")
+                # Only what bytelm began may be cut off.
+                if not whole and row[: len(BEGINNING)] == BEGINNING[: len(row)]:
                     break
                 end += len(row)
                 try:
-                    known = json.loads(row)
+                    known: Any = json.loads(row) if whole else None
                     of[int(known["line"])] = str(known["of"])
                 except (ValueError, LookupError, TypeError):
                     raise InputError(
@@ -192,50 +232,57 @@ class Batch:
         os.ftruncate(sink, end)
         return done
 
-    def _prompts(self, source: BinaryIO, done: set[int]) -> Iterator[Prompt]:
-        """The prompts that have no results yet; empty lines are none."""
-        for number, line in enumerate(source, 1):
-            if number in done or not line.strip():
-                continue
-            try:
-                prompt = self._prompt(number, line)
-            except ValueError as error:
-                self._fail(number, str(error))
-            else:
-                yield prompt
-
     def _prompt(self, number: int, line: bytes) -> Prompt:
         try:
             given = json.loads(line)
-        except ValueError as error:
-            raise ValueError(f"not JSON: {error}") from None
+            # Python reads NaN and halves of surrogate pairs, which neither JSON nor UTF-8 has.
+            json.dumps(given, ensure_ascii=False, allow_nan=False).encode()
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"not JSON: {error}") from None
         if isinstance(given, str):
             message = {"messages": [{"role": "user", "content": given}]}
             given = {"context": message if self.chat else given}
         if not isinstance(given, dict) or "context" not in given:
-            raise ValueError("a prompt is a string, or an object with `context`")
+            raise InputError("a prompt is a string, or an object with `context`")
         own = {name: value for name, value in given.items() if name not in ("id", "stream")}
         body = {**self._options, **own}
         if "seed" in self._options and "seed" not in own:
             # The same seed for all would draw alike where prompts are alike.
             body["seed"] = _seed(self._options["seed"], number)
-        return Prompt(number, self._of(line), body, given.get("id"))
+        return Prompt(self._of(line), body, given.get("id"))
 
     def _of(self, line: bytes) -> str:
         return hashlib.sha256(self._name.encode() + b"\n" + line.strip()).hexdigest()[:16]
 
     def _in_order(self) -> None:
-        """Put the results in the order of the prompts, all at once."""
+        """Put the results in the order of the prompts, all at once.
+
+        Raises:
+            InputError: when the folder cannot be written; the results stay as they are.
+        """
         rows = self.output.read_bytes().splitlines(keepends=True)
         numbers = [json.loads(row)["line"] for row in rows]
         if numbers == sorted(numbers):
             return
         new = self.output.with_name(f".{self.output.name}.sorted")
-        with new.open("wb") as file:
-            file.writelines(row for _, row in sorted(zip(numbers, rows, strict=True)))
-            file.flush()
-            os.fsync(file.fileno())
-        new.replace(self.output)
+        try:
+            with new.open("wb") as file:
+                file.writelines(row for _, row in sorted(zip(numbers, rows, strict=True)))
+                file.flush()
+                os.fsync(file.fileno())
+            new.replace(self.output)
+        except OSError as error:
+            raise InputError(
+                f"{self.output} is whole, but not in order: {new} cannot be written: "
+                f"{error.strerror}"
+            ) from None
+
+
+def _reading(path: Path) -> BinaryIO:
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from None
 
 
 def _read(answer: Any) -> list[Any]:

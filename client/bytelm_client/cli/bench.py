@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from bytelm_client.cli import models
-from bytelm_client.cli.console import Count
+from bytelm_client.cli.console import Count, one_line_errors
 from bytelm_client.cli.texts import Json, Threshold, Width, beam_options, write_json
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ class Measured:
         }
 
 
+@one_line_errors()
 def bench(
     clients: Annotated[
         int, typer.Option("--clients", min=1, help="How many clients call at the same time.")

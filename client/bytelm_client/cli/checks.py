@@ -18,6 +18,8 @@ from typing import Annotated, Literal
 import typer
 
 from bytelm.settings import ClientSettings, EngineSettings, Paths, ServerSettings
+from bytelm_client.cli.console import one_line_errors
+from bytelm_client.cli.flags import read_settings
 from bytelm_client.cli.texts import Json, write_json
 
 GIB = 1 << 30
@@ -47,14 +49,16 @@ class Finding:
     advice: str = ""
 
 
+@one_line_errors()
 def doctor(
     port: Annotated[
-        int | None, typer.Option("--port", help="The port that a server would listen on.")
+        int | None,
+        typer.Option("--port", min=0, max=65535, help="The port that a server would listen on."),
     ] = None,
     json: Json = False,
 ) -> None:
     """Check Python, CPU, GPU, vLLM, memory, disk, model, port and server; say what to do."""
-    findings = list(examine(ServerSettings().port if port is None else port))
+    findings = list(examine(read_settings(ServerSettings, {"port": port}).port))
     if json:
         for finding in findings:
             write_json(asdict(finding))
@@ -176,7 +180,7 @@ def _memory() -> Finding:
     except (OSError, StopIteration, ValueError):
         return Finding("memory", "note", "not known")
     found = f"{free / GIB:.1f} GiB are free"
-    wanted = EngineSettings().kv_cache_memory_bytes
+    wanted = read_settings(EngineSettings, {}).kv_cache_memory_bytes
     needed = MEMORY_NEEDED if wanted is None else MEMORY_NEEDED - 2 * GIB + wanted
     if free >= needed:
         return Finding("memory", "ok", found)
@@ -223,13 +227,20 @@ def _port(port: int) -> Finding:
 
 def _server() -> Finding:
     from bytelm_client.client import Client
-    from bytelm_client.errors import BytelmClientError
+    from bytelm_client.errors import APIError, BytelmClientError, CannotSend
 
     url = ClientSettings().url
     try:
         with Client(url, timeout=5, retries=0) as client:
             status = client.health()
             name = f", {client.models()[0].name}" if status == "ready" else ""
+    except CannotSend as error:
+        return Finding("server", "note", str(error), "set BYTELM_API_KEY")
+    except APIError as error:
+        if error.status != 401:
+            return Finding("server", "note", f"{url} answers: {error}")
+        found = f"ready at {url}, but the key is missing or wrong"
+        return Finding("server", "note", found, "set BYTELM_API_KEY")
     except BytelmClientError:
         return Finding("server", "note", f"none at {url}", "bytelm serve starts one")
     return Finding("server", "ok" if status == "ready" else "note", f"{status} at {url}{name}")

@@ -24,7 +24,13 @@ from rich.progress import (
 from rich.progress import Progress as Bars
 
 from bytelm.errors import BytelmError, InputError
-from bytelm_client.errors import BytelmClientError, CannotConnect, InvalidRequest, TooManyRequests
+from bytelm_client.errors import (
+    BytelmClientError,
+    CannotConnect,
+    CannotSend,
+    InvalidRequest,
+    TooManyRequests,
+)
 
 INTERRUPTED = 130
 """The exit code after Ctrl-C."""
@@ -142,9 +148,11 @@ def one_line_errors() -> Iterator[None]:
     """
     try:
         yield
+        # What is in Python's buffer must not fail later, when nobody looks.
+        print(end="", flush=True)
     except (BytelmError, BytelmClientError) as error:
         error_line(error)
-        at_fault = isinstance(error, InputError | InvalidRequest | CannotConnect)
+        at_fault = isinstance(error, InputError | InvalidRequest | CannotConnect | CannotSend)
         busy = isinstance(error, TooManyRequests)
         raise typer.Exit(2 if at_fault and not busy else 1) from None
     except ModuleNotFoundError as error:

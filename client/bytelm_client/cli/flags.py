@@ -1,9 +1,10 @@
-"""Settings as flags of a command.
+"""Settings as flags of a command, and what flags may be given.
 
 Must not know which commands there are.
 """
 
 import inspect
+import math
 import types
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
@@ -18,6 +19,22 @@ from bytelm.errors import InputError
 Settings = TypeVar("Settings", bound=BaseSettings)
 
 
+def finite(value: float | None) -> float | None:
+    """A number that a flag gives, where NaN and infinity mean nothing.
+
+    Raises:
+        BadParameter: when it is NaN or infinite.
+    """
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is no finite number")
+    return value
+
+
+def _variable(name: str, settings: type[BaseSettings]) -> str:
+    """A setting in the environment."""
+    return f"{settings.model_config['env_prefix']}{name.upper()}"
+
+
 def _flag(name: str, field: FieldInfo, settings: type[BaseSettings]) -> inspect.Parameter:
     """A setting as a flag, whose absence leaves it to the environment."""
     kind: Any = field.annotation
@@ -30,7 +47,7 @@ def _flag(name: str, field: FieldInfo, settings: type[BaseSettings]) -> inspect.
         kind = str
     else:
         metavar = None
-    variable = f"{settings.model_config['env_prefix']}{name.upper()}"
+    variable = _variable(name, settings)
     default = "none" if field.default is None else str(field.default).lower()
     help_text = f"{field.description} [{variable}; default: {default}]"
     option = typer.Option(
@@ -61,8 +78,12 @@ def with_flags(*kinds: type[BaseSettings]) -> Callable[[Callable[..., Any]], Cal
 def read_settings(kind: type[Settings], given: dict[str, Any]) -> Settings:
     """Settings from flags, where they are given, and the environment.
 
+    Args:
+        kind: what settings.
+        given: the flags; others and those that are None are left to the environment.
+
     Raises:
-        InputError: one line about the first one that is wrong.
+        InputError: one line about the first one that is wrong, with the flag or the variable.
     """
     values = {
         name: None if value == "none" else value
@@ -74,4 +95,5 @@ def read_settings(kind: type[Settings], given: dict[str, Any]) -> Settings:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         name = str(first["loc"][0])
-        raise InputError(f"--{name.replace('_', '-')}: {first['msg']}") from None
+        flag = f"--{name.replace('_', '-')}" if name in values else _variable(name, kind)
+        raise InputError(f"{flag}: {first['msg']}") from None

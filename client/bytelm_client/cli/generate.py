@@ -1,5 +1,6 @@
 """``bytelm greedy`` and ``bytelm sample``: what follows a prompt, or each prompt of a file."""
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -10,6 +11,7 @@ import typer
 from bytelm.errors import InputError
 from bytelm_client.cli import models
 from bytelm_client.cli.console import one_line_errors, say
+from bytelm_client.cli.flags import finite
 from bytelm_client.cli.texts import (
     Chat,
     Exact,
@@ -31,7 +33,9 @@ if TYPE_CHECKING:
 Steps = Annotated[int, typer.Option("--steps", min=1, help="The most bytes to generate.")]
 Stop = Annotated[
     list[str] | None,
-    typer.Option("--stop", help="What ends the text, not written; may be given several times."),
+    typer.Option(
+        "--stop", help="What ends the text, not written: any bytes; may be given several times."
+    ),
 ]
 LogProbs = Annotated[bool, typer.Option("--logprobs", help="With log-probabilities (--json).")]
 Input = Annotated[
@@ -79,14 +83,17 @@ def sample(
     steps: Steps = 64,
     n: Annotated[int, typer.Option("--n", min=1, help="How many samples.")] = 1,
     temperature: Annotated[
-        float | None, typer.Option("--temperature", help="Below 1 sharpens, above 1 flattens.")
+        float | None,
+        typer.Option("--temperature", callback=finite, help="Below 1 sharpens, above 1 flattens."),
     ] = None,
     top_k: Annotated[int | None, typer.Option("--top-k", help="Keep so many bytes.")] = None,
     top_p: Annotated[
-        float | None, typer.Option("--top-p", help="Keep the fewest of this probability.")
+        float | None,
+        typer.Option("--top-p", callback=finite, help="Keep the fewest of this probability."),
     ] = None,
     min_p: Annotated[
-        float | None, typer.Option("--min-p", help="Keep those at least so likely as the best.")
+        float | None,
+        typer.Option("--min-p", callback=finite, help="Keep those at least so likely as the best."),
     ] = None,
     seed: Annotated[
         int | None, typer.Option("--seed", min=0, help="The same one draws the same bytes.")
@@ -138,7 +145,8 @@ def _options(
 ) -> dict[str, Any]:
     options: dict[str, Any] = {"steps": steps, **beam_options(width, threshold, exact)}
     if stop:
-        options["stop"] = stop
+        # What is no text in the user's encoding arrives escaped.
+        options["stop"] = [os.fsencode(string) for string in stop]
     if logprobs:
         options["logprobs"] = True
     return options
@@ -164,7 +172,8 @@ def _generate(
         from bytelm_client.cli.batch import Batch
 
         batch = Batch(call, input, output, {**options, "n": n} if n > 1 else options, chat)
-        models.run(where, lambda client: batch.run(client, concurrency))
+        with batch.opened() as files:
+            models.run(where, lambda client: batch.run(client, files, concurrency))
         raise typer.Exit(1 if batch.failed else 0)
     data = prompt_bytes(prompt)
     context = context_of(data, chat)

@@ -13,6 +13,7 @@ from rich.table import Table
 from bytelm.errors import InputError
 from bytelm.settings import ServerSettings
 from bytelm_client.cli.console import one_line_errors
+from bytelm_client.cli.flags import read_settings
 
 keys = typer.Typer(
     help="Make, list and revoke the API keys of a server on this machine.", no_args_is_help=True
@@ -29,13 +30,14 @@ File = Annotated[
 
 
 def _path(given: Path | None) -> Path:
-    path = given or ServerSettings().keys_file
+    path = given or read_settings(ServerSettings, {}).keys_file
     if path is None:
         raise InputError("BYTELM_KEYS_FILE is none: name the file with --keys-file")
     return path
 
 
 @keys.command()
+@one_line_errors()
 def create(
     name: Annotated[str, typer.Argument(help="Whose key it is, for your own list.")],
     keys_file: File = None,
@@ -43,21 +45,20 @@ def create(
     """Make a key and show it, once; running servers take it at once."""
     from bytelm_server.keys import KeyFile
 
-    with one_line_errors():
-        key, secret = KeyFile(_path(keys_file)).create(name)
+    key, secret = KeyFile(_path(keys_file)).create(name)
     note = Console(stderr=True, highlight=False, soft_wrap=True)
     note.print(f"{key.id} for {name}. Keep it well: it is not shown again.", markup=False)
     print(secret)
 
 
 @keys.command("list")
+@one_line_errors()
 def list_(keys_file: File = None) -> None:
     """Show all keys: their ids, names and ages, never the keys themselves."""
     from bytelm_server.keys import KeyFile
 
-    with one_line_errors():
-        path = _path(keys_file)
-        found = KeyFile(path).load()
+    path = _path(keys_file)
+    found = KeyFile(path).load()
     if not found:
         print(f"There are no keys in {path}: servers are open to whoever reaches them.")
         return
@@ -68,6 +69,7 @@ def list_(keys_file: File = None) -> None:
 
 
 @keys.command()
+@one_line_errors()
 def revoke(
     id: Annotated[str, typer.Argument(help="The key's id, as in `bytelm keys list`.")],
     keys_file: File = None,
@@ -75,6 +77,5 @@ def revoke(
     """Refuse a key from now on; running servers do so at once."""
     from bytelm_server.keys import KeyFile
 
-    with one_line_errors():
-        key = KeyFile(_path(keys_file)).revoke(id)
+    key = KeyFile(_path(keys_file)).revoke(id)
     print(f"Revoked {key.id} of {key.name}.")

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bytelm.settings import ClientSettings, EngineSettings
+from bytelm.settings import ClientSettings, EngineSettings, ServerSettings
 from bytelm_client.cli.console import Progress, one_line_errors
+from bytelm_client.cli.flags import read_settings
 
 if TYPE_CHECKING:
     from bytelm.token_lm import AsyncTokenLM
@@ -98,44 +99,51 @@ async def client_of(where: Where, progress: Progress) -> "AsyncIterator[AsyncCli
         async with AsyncClient(where.url, api_key=where.api_key) as client:
             yield client
         return
+    # What can go wrong at once goes wrong before the slow steps.
+    engine_settings = read_settings(EngineSettings, {})
+    server_settings = unlimited()
     from bytelm.models import resolve
     from bytelm.vllm.engine import VllmEngine
 
     folder = await asyncio.to_thread(resolve, where.model, progress=progress)
     progress("starting the engine (about 40 seconds on CPU; with --url a server answers at once)")
-    engine = await VllmEngine.start(folder, EngineSettings())
+    engine = await VllmEngine.start(folder, engine_settings)
     try:
-        async with served_here(engine) as client:
+        async with served_here(engine, server_settings) as client:
             yield client
     finally:
         progress("stopping the engine")
         await engine.close()
 
 
+def unlimited() -> ServerSettings:
+    """The settings of a server that is one's own."""
+    wanted = {
+        "keys_file": "none",
+        "max_K": "none",
+        "max_steps": UNLIMITED,
+        "max_contexts": UNLIMITED,
+        "max_results": UNLIMITED,
+        "max_total_steps": UNLIMITED,
+        "max_context_bytes": UNLIMITED,
+        "max_body_bytes": UNLIMITED,
+        "max_walked_bytes": UNLIMITED,
+        "max_row_values": UNLIMITED,
+        "call_seconds": DAY,
+        "session_store": "memory",
+    }
+    return read_settings(ServerSettings, wanted)
+
+
 @asynccontextmanager
-async def served_here(lm: "AsyncTokenLM") -> "AsyncIterator[AsyncClient]":
-    """A client of a token LM that is served in this process, without limits."""
+async def served_here(lm: "AsyncTokenLM", settings: ServerSettings) -> "AsyncIterator[AsyncClient]":
+    """A client of a token LM that is served in this process."""
     import httpx
     import uvicorn
 
-    from bytelm.settings import ServerSettings
     from bytelm_client.client import AsyncClient
     from bytelm_server.app import create_app
 
-    settings = ServerSettings(
-        keys_file=None,
-        max_K=None,
-        max_steps=UNLIMITED,
-        max_contexts=UNLIMITED,
-        max_results=UNLIMITED,
-        max_total_steps=UNLIMITED,
-        max_context_bytes=UNLIMITED,
-        max_body_bytes=UNLIMITED,
-        max_walked_bytes=UNLIMITED,
-        max_row_values=UNLIMITED,
-        call_seconds=DAY,
-        session_store="memory",
-    )
     with (
         tempfile.TemporaryDirectory(prefix="bytelm-") as folder,
         socket.socket(socket.AF_UNIX) as sock,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bytelm_client.cli.console import Progress, one_line_errors
+from bytelm_client.cli.flags import finite
 from bytelm_client.cli.texts import Json, write_json
 
 if TYPE_CHECKING:
@@ -81,6 +82,7 @@ def size(
         typer.Option(
             "--evaluations-per-byte",
             min=0.001,
+            callback=finite,
             help="What your texts take (usage, or bytelm bench); default: measured.",
             show_default=False,
         ),

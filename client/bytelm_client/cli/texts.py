@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bytelm.errors import InputError
+from bytelm_client.cli.flags import finite
 
 if TYPE_CHECKING:
     from bytelm_client.contexts import Context
@@ -28,7 +29,11 @@ Width = Annotated[
 ]
 Threshold = Annotated[
     float | None,
-    typer.Option("--prune-threshold", help="Prune threshold of the beam; default: the server's."),
+    typer.Option(
+        "--prune-threshold",
+        callback=finite,
+        help="Prune threshold of the beam; default: the server's.",
+    ),
 ]
 Exact = Annotated[bool, typer.Option("--exact", help="Follow the beam through all of the prompt.")]
 
@@ -71,7 +76,7 @@ def beam_options(width: str | None, threshold: float | None, exact: bool = False
     """
     beam: dict[str, Any] = {}
     if width is not None:
-        if width != "none" and not width.isdigit():
+        if width != "none" and not width.isdecimal():
             raise InputError(f"--K is a number or none, got {width!r}")
         beam["K"] = None if width == "none" else int(width)
     if threshold is not None:
