@@ -23,8 +23,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from bytelm import beam_kernels as kernels
-from bytelm.beam import BeamParams, ByteBeamState, Path, gather
+from bytelm.beam import BeamParams, ByteBeamState, Path, gather, kernels
 from bytelm.errors import EmptyBeam, SnapshotError
 from bytelm.rows import Row, RowSource
 from bytelm.token_lm import AsyncTokenLM

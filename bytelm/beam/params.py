@@ -1,0 +1,78 @@
+"""What a beam keeps: its parameters.
+
+This module must not know vocabularies, rows or candidates.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from bytelm.errors import BeamError
+
+
+@dataclass
+class BeamParams:
+    """What a beam keeps.
+
+    Args:
+        K: how many candidates ``prune`` keeps at most; None for any number.
+        prune_threshold: candidates whose share of the beam's probability is not above this are
+            dropped, extensions not evaluated; in [0, 1).
+        verbose: print the beam after each byte.
+        eos_byte_strings: what ends a text, as token byte strings or token ids; None for the model's
+            own EOS tokens. Those that have bytes count as ordinary bytes while prefilling.
+        heal: when no candidate can go on with a byte, look for another tokenization of the end of
+            the context that can.
+        heal_max_backoff: how many bytes of a partial token healing may take back; None for all.
+        heal_max_splits: how many tokens healing may end inside these bytes; None for any number.
+        eos_tokens: an older name of ``eos_byte_strings``.
+        special_tokens: ``"special"`` keeps special tokens out of texts; ``"literal"`` reads them
+            as the bytes of their names and has no EOS unless given, for comparisons.
+        max_context_length: how many tokens a context has at most, at least 2. A state that reaches
+            it goes on with the last half of them, from a word's end on, behind the first token
+            (BOS). None for the model's limit, at which a text ends.
+
+    Raises:
+        BeamError: when a value is outside its range.
+    """
+
+    K: int | None
+    prune_threshold: float = 0.0
+    verbose: bool = False
+    eos_byte_strings: Iterable[bytes | int] | None = None
+    heal: bool = True
+    heal_max_backoff: int | None = None
+    heal_max_splits: int | None = None
+    eos_tokens: Iterable[bytes | int] | None = None
+    special_tokens: str = "special"
+    max_context_length: int | None = None
+    log_prune_threshold: float = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.K is not None and self.K < 1:
+            raise BeamError(f"K must be at least 1, or None for unlimited, got {self.K}")
+        if not 0.0 <= self.prune_threshold < 1.0:
+            raise BeamError(f"prune_threshold must be in [0, 1), got {self.prune_threshold}")
+        for name in ("heal_max_backoff", "heal_max_splits"):
+            value = getattr(self, name)
+            if value is not None and value < 0:
+                raise BeamError(f"{name} must not be negative, got {value}")
+        if self.special_tokens not in ("special", "literal"):
+            raise BeamError(
+                f'special_tokens is "special" or "literal", got {self.special_tokens!r}'
+            )
+        if self.max_context_length is not None and self.max_context_length < 2:
+            raise BeamError(
+                f"max_context_length must be at least 2 for bytes, got {self.max_context_length}"
+            )
+        if self.eos_tokens is not None:
+            if self.eos_byte_strings is not None:
+                raise BeamError("give eos_byte_strings or its older name eos_tokens, not both")
+            self.eos_byte_strings = self.eos_tokens
+        if self.eos_byte_strings is not None:
+            self.eos_byte_strings = self.eos_tokens = frozenset(self.eos_byte_strings)
+        self.log_prune_threshold = (
+            math.log(self.prune_threshold) if self.prune_threshold > 0.0 else -math.inf
+        )
