@@ -10,7 +10,6 @@ This module knows vocabularies and how a state begins; it must not know tries, e
 from __future__ import annotations
 
 import re
-import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -20,6 +19,7 @@ from typing import Any, Self
 from bytelm import families
 from bytelm.beam import BeamParams, ByteBeamState
 from bytelm.errors import ContextTooLong, InputError, VocabError
+from bytelm.frames import Field, framed
 from bytelm.genlm import BackendLM, as_token_lm
 from bytelm.prefill import TAIL
 from bytelm.token_lm import AsyncTokenLM
@@ -30,6 +30,12 @@ Message = Mapping[str, str]
 
 Renderer = Callable[[list[dict[str, str]], bool, datetime], str]
 """Messages, whether to add a generation prompt, and what time it is → the chat as one string."""
+
+USUAL_ROLES = frozenset(
+    {"system", "developer", "user", "assistant", "model", "tool", "function", "ipython"}
+    | {"observation", "tool_response"}
+)
+"""Roles that templates know by name, and may write otherwise than as they stand."""
 
 # Unicode's, which is what the tokenizers strip; str.strip alone knows more.
 _WHITE_SPACE = "\t\n\v\f\r \x85\xa0\u1680" + "".join(map(chr, range(0x2000, 0x200B)))
@@ -56,7 +62,7 @@ class Special:
         Raises:
             VocabError: when there is none, or ``name`` is an ordinary token.
         """
-        specials = _spellings(vocab, vocab.special_ids)
+        specials = _Specials.of(vocab).ids
         if name in specials:
             return cls(specials[name])
         if name and name in vocab.token_text:
@@ -251,9 +257,8 @@ def messages_to_context(
 ) -> Context:
     """A chat as a context, in which only the template's own special tokens are tokens.
 
-    The chat is rendered twice, with its contents and with sentinels in their place. What lies
-    between the sentinels is the template's; the first rendering must have the same text between
-    the contents, which may have lost white space at their ends.
+    Contents are text whatever they spell, and so are roles, but for the usual ones, which templates
+    know by name: see ``frames``.
 
     Beside a token that the tokenizer takes white space in with (``ByteVocab.strips_left``,
     ``strips_right``) the template's own is left out; a content keeps all that was written of it.
@@ -266,58 +271,38 @@ def messages_to_context(
 
     Raises:
         InputError: when messages are malformed, the template refuses them, or it does more with
-            a content than to write it out once. Names the message.
+            a content, or an unusual role, than to write it out. Names the message.
     """
     _check(messages)
     now = datetime.now()
+    places = [
+        (i, key)
+        for i, message in enumerate(messages)
+        for key in ("role", "content")
+        if key == "content" or message["role"] not in USUAL_ROLES
+    ]
 
-    def rendered(contents: Sequence[str]) -> str:
-        filled = [
-            {"role": message["role"], "content": content}
-            for message, content in zip(messages, contents, strict=True)
-        ]
+    def render(values: Sequence[str]) -> str:
+        filled = [dict(message) for message in messages]
+        for (i, key), value in zip(places, values, strict=True):
+            filled[i][key] = value
         return template.render(filled, add_generation_prompt, now)
 
-    contents = [message["content"] for message in messages]
-    sentinels = _sentinels(messages)
-    frame = rendered(sentinels)
-    for i, sentinel in enumerate(sentinels):
-        if (times := frame.count(sentinel)) != 1:
-            raise InputError(
-                f"the chat template writes the content of {_name(messages, i)} "
-                f"{times} times, not once: give segments instead of messages"
-            )
-    # A template may write the contents in another order than they were given in.
-    order = sorted(range(len(messages)), key=lambda i: frame.index(sentinels[i]))
-    parts = re.split("|".join(sentinels), frame)
-
-    def read(candidates: Sequence[str]) -> list[str] | None:
-        return _contents_in(rendered(candidates), parts, [candidates[i] for i in order])
-
-    written = read(contents)
-    if written is None:
-        # Sentinels alone are read and all contents are not: in between lies a message whose
-        # content makes the difference.
-        good, bad = 0, len(messages)
-        while bad - good > 1:
-            middle = (good + bad) // 2
-            if read([*contents[:middle], *sentinels[middle:]]) is None:
-                bad = middle
-            else:
-                good = middle
-        raise InputError(
-            f"the chat template writes something else because of the content of "
-            f"{_name(messages, good)}: change it, or give segments instead of messages"
-        )
+    fields = [
+        Field(f"the {key} of {_name(messages, i)}", messages[i][key], once=key == "content")
+        for i, key in places
+    ]
+    pieces = framed(render, fields)
+    splitter = _Specials.of(vocab)
     segments: list[Text | Special] = []
-    own = parts[0]
-    for content, part in zip(written, parts[1:], strict=True):
-        if content:
-            segments += [*_with_specials(own, vocab), Text(_utf8(content))]
-            own = part
+    own = pieces[0]
+    for value, behind in zip(pieces[1::2], pieces[2::2], strict=True):
+        if value:
+            segments += [*splitter.split(own), Text(_utf8(value))]
+            own = behind
         else:
-            own += part
-    return Context([*segments, *_with_specials(own, vocab)])
+            own += behind
+    return Context([*segments, *splitter.split(own)])
 
 
 def _check(messages: Sequence[Message]) -> None:
@@ -334,76 +319,47 @@ def _check(messages: Sequence[Message]) -> None:
             _utf8(value, f"the {key} of message {i}")
 
 
-def _sentinels(messages: Sequence[Message]) -> list[str]:
-    """A text for each message that no message has, nor anybody can guess."""
-    while True:
-        nonce = f"x{secrets.token_hex(16)}x"
-        if not any(nonce in value for message in messages for value in message.values()):
-            return [f"{nonce}{i}x" for i in range(len(messages))]
+class _Specials:
+    """The names of a vocabulary's special tokens, and of those that take white space with them."""
+
+    def __init__(self, vocab: ByteVocab) -> None:
+        self.ids = _by_name(vocab, vocab.special_ids)
+        self._vocab = vocab
+        self._marks = _by_name(vocab, vocab.special_ids | vocab.strips_left | vocab.strips_right)
+        names = sorted(self._marks, key=len, reverse=True)
+        self._any = re.compile(f"({'|'.join(map(re.escape, names))})") if names else None
+
+    @classmethod
+    def of(cls, vocab: ByteVocab) -> _Specials:
+        """Those of a vocabulary, made at the first call and kept with the vocabulary."""
+        made: _Specials | None = vocab.__dict__.get("_specials")
+        if made is None:
+            made = vocab.__dict__["_specials"] = cls(vocab)
+        return made
+
+    def split(self, text: str) -> list[Text | Special]:
+        """A template's own text with the special tokens that it spells, the longest from the left.
+
+        A token, special or not, takes the white space with it that it takes in any text.
+        """
+        if self._any is None:
+            return [Text(_utf8(text))]
+        vocab, pieces = self._vocab, self._any.split(text)
+        ids = [self._marks[piece] for piece in pieces[1::2]]
+        for i, token_id in enumerate(ids):
+            if token_id in vocab.strips_left:
+                pieces[2 * i] = pieces[2 * i].rstrip(_WHITE_SPACE)
+            if token_id in vocab.strips_right:
+                pieces[2 * i + 2] = pieces[2 * i + 2].lstrip(_WHITE_SPACE)
+        segments: list[Text | Special] = [Text(_utf8(piece)) for piece in pieces]
+        for i, token_id in enumerate(ids):
+            if token_id in vocab.special_ids:
+                segments[2 * i + 1] = Special(token_id)
+        return segments
 
 
-def _contents_in(rendered: str, parts: Sequence[str], contents: Sequence[str]) -> list[str] | None:
-    """The contents as they stand between the parts of a rendering; None where they do not.
-
-    White space may be the content's or the part's; whichever way it is read, all else has only
-    one place.
-    """
-    if not rendered.startswith(parts[0]):
-        return None
-    # Where each content and the part behind it may end: from where, and in which form.
-    steps: list[dict[int, tuple[int, str]]] = [{len(parts[0]): (0, "")}]
-    for content, part in zip(contents, parts[1:], strict=True):
-        step: dict[int, tuple[int, str]] = {}
-        for at in steps[-1]:
-            for form in _trimmed(content):
-                if rendered.startswith(form, at) and rendered.startswith(part, at + len(form)):
-                    step[at + len(form) + len(part)] = (at, form)
-        steps.append(step)
-    at = len(rendered)
-    if at not in steps[-1]:
-        return None
-    written = []
-    for step in reversed(steps[1:]):
-        at, form = step[at]
-        written.append(form)
-    return written[::-1]
-
-
-def _trimmed(content: str) -> list[str]:
-    """A content, and what templates make of its ends."""
-    forms = [content]
-    for characters in (None, "\n"):
-        forms += [
-            content.strip(characters),
-            content.lstrip(characters),
-            content.rstrip(characters),
-        ]
-    return list(dict.fromkeys(forms))
-
-
-def _with_specials(text: str, vocab: ByteVocab) -> list[Text | Special]:
-    """A template's own text, with the special tokens that it spells; the longest, from the left.
-
-    A token, special or not, takes the white space with it that it takes in any text.
-    """
-    ids = _spellings(vocab, vocab.special_ids | vocab.strips_left | vocab.strips_right)
-    if not ids:
-        return [Text(_utf8(text))]
-    names = sorted(ids, key=len, reverse=True)
-    pieces = re.split("(" + "|".join(map(re.escape, names)) + ")", text)
-    for i in range(1, len(pieces), 2):
-        if ids[pieces[i]] in vocab.strips_left:
-            pieces[i - 1] = pieces[i - 1].rstrip(_WHITE_SPACE)
-        if ids[pieces[i]] in vocab.strips_right:
-            pieces[i + 1] = pieces[i + 1].lstrip(_WHITE_SPACE)
-    return [
-        Special(ids[piece]) if i % 2 and ids[piece] in vocab.special_ids else Text(_utf8(piece))
-        for i, piece in enumerate(pieces)
-    ]
-
-
-def _spellings(vocab: ByteVocab, ids: Iterable[int]) -> dict[str, int]:
-    """The names of tokens, by id; of equal ones the lowest."""
+def _by_name(vocab: ByteVocab, ids: Iterable[int]) -> dict[str, int]:
+    """The ids of tokens by their names; of equal ones the lowest."""
     found: dict[str, int] = {}
     for token_id in sorted(ids):
         if vocab.token_text[token_id]:
@@ -432,4 +388,5 @@ def _utf8(text: str, what: str = "the text") -> bytes:
 
 
 def _name(messages: Sequence[Message], i: int) -> str:
-    return f"message {i} (role {messages[i]['role']!r})"
+    role = messages[i]["role"]
+    return f"message {i} (role {role if len(role) <= 40 else role[:40] + '…'!r})"

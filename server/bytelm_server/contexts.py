@@ -1,6 +1,5 @@
 """Bytes and contexts as callers write them, and the library's contexts made of them."""
 
-import asyncio
 import base64
 import binascii
 from typing import Annotated, Any, ClassVar, Self
@@ -18,6 +17,7 @@ from pydantic_core import CoreSchema, PydanticCustomError
 
 from bytelm.context import ChatTemplate, Context, Special, Text, messages_to_context
 from bytelm.errors import InputError, VocabError
+from bytelm.threads import in_thread
 from bytelm.vocab import ByteVocab
 from bytelm_server.errors import FieldError
 
@@ -121,7 +121,7 @@ class SegmentIn(BytesIn):
 
 
 class MessageIn(Body):
-    """A message of a chat; the model's template knows the roles."""
+    """A message of a chat; a role is text, too, and one of the usual ones or written as it is."""
 
     role: str
     content: str
@@ -163,7 +163,7 @@ class ContextIn(BytesIn):
         if self.messages is not None:
             messages = [message.model_dump() for message in self.messages]
             try:
-                return await asyncio.to_thread(
+                return await in_thread(
                     messages_to_context, messages, template, vocab, self.add_generation_prompt
                 )
             except InputError as error:
