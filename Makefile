@@ -164,8 +164,9 @@ lint: $(INSTALLED_DEV)  ## Check style, format and types
 	.venv/bin/mypy
 
 .PHONY: format
-format: $(INSTALLED_DEV)  ## Put all Python files into the project's format
-	@.venv/bin/ruff check --fix
+format: $(INSTALLED_DEV)  ## Put all Python files into the project's format, and write those that are made
+	@.venv/bin/python client/unasync.py
+	.venv/bin/ruff check --fix
 	.venv/bin/ruff format
 
 .PHONY: clean

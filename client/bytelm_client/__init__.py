@@ -7,8 +7,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bytelm_client.client import AsyncClient as AsyncClient
-    from bytelm_client.client import Client as Client
+    from bytelm_client._async.client import AsyncClient as AsyncClient
+    from bytelm_client._async.session import AsyncSession as AsyncSession
+    from bytelm_client._async.stream import AsyncStream as AsyncStream
+    from bytelm_client._sync.client import Client as Client
+    from bytelm_client._sync.session import Session as Session
+    from bytelm_client._sync.stream import Stream as Stream
     from bytelm_client.contexts import Messages as Messages
     from bytelm_client.contexts import Segments as Segments
     from bytelm_client.contexts import Special as Special
@@ -44,14 +48,10 @@ if TYPE_CHECKING:
     from bytelm_client.results import SessionInfo as SessionInfo
     from bytelm_client.results import Usage as Usage
     from bytelm_client.results import Vocab as Vocab
-    from bytelm_client.sessions import AsyncSession as AsyncSession
-    from bytelm_client.sessions import Session as Session
-    from bytelm_client.streams import AsyncStream as AsyncStream
-    from bytelm_client.streams import Stream as Stream
 
 _HOMES = {
-    "AsyncClient": "client",
-    "Client": "client",
+    "AsyncClient": "_async.client",
+    "Client": "_sync.client",
     "Messages": "contexts",
     "Segments": "contexts",
     "Special": "contexts",
@@ -87,10 +87,10 @@ _HOMES = {
     "Candidate": "results",
     "NextTokens": "results",
     "SessionInfo": "results",
-    "AsyncSession": "sessions",
-    "Session": "sessions",
-    "AsyncStream": "streams",
-    "Stream": "streams",
+    "AsyncSession": "_async.session",
+    "Session": "_sync.session",
+    "AsyncStream": "_async.stream",
+    "Stream": "_sync.stream",
 }
 
 __all__ = sorted(_HOMES)

@@ -1,19 +1,21 @@
-"""What both clients share: a call as a request to send and a way to read its answer.
+"""What both clients share: requests are built here, and answers read. Must not send anything."""
 
-Must not send anything.
-"""
-
-import base64
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
 
 import httpx
 import numpy as np
 from numpy.typing import NDArray
 
 from bytelm.settings import ClientSettings
+from bytelm_client._calls import (
+    Call,
+    nothing,
+    read_continuation,
+    read_next_bytes,
+    read_results,
+    read_score,
+)
 from bytelm_client.contexts import Context, Contexts, Texts, bytes_json, context_json, is_one
 from bytelm_client.errors import (
     APIError,
@@ -34,45 +36,10 @@ from bytelm_client.results import (
     NextTokens,
     Score,
     SessionInfo,
-    Usage,
     Vocab,
 )
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Call(Generic[T]):
-    """A request to send, and how its answer reads.
-
-    Attributes:
-        method: of HTTP.
-        path: of the address.
-        read: from the answer to the result; the answer is JSON, or an array where ``octets``.
-        body: what to send as JSON.
-        expected: statuses of an answer; /health answers with its status in place of an error.
-        params: what to send in the address.
-        key: by which the server knows a change that it is sent again.
-        octets: ask for an array of float32 instead of JSON.
-        batched: the session and the name of the call, by which a batch has it.
-        once: whether it changes something though it has no key.
-    """
-
-    method: str
-    path: str
-    read: Callable[[Any], T]
-    body: Mapping[str, Any] | None = None
-    expected: tuple[int, ...] = (200,)
-    params: Mapping[str, Any] | None = None
-    key: str | None = None
-    octets: bool = False
-    batched: tuple[str, str] | None = None
-    once: bool = False
-
-    def expects(self, response: httpx.Response) -> bool:
-        """Whether the response is an answer, not an error."""
-        return response.status_code in self.expected
-
 
 CONNECTIONS = httpx.Limits(max_connections=512, max_keepalive_connections=512)
 """How many calls a client makes at the same time; others wait for a connection."""
@@ -156,7 +123,7 @@ class BaseClient:
             "continuations": [bytes_json(text) for text in given],
             **options_json(options),
         }
-        return Call("POST", "/v1/score", read_results(_read_score, one), body)
+        return Call("POST", "/v1/score", read_results(read_score, one), body)
 
     def _token_logprobs(
         self, contexts: Sequence[int] | Sequence[Sequence[int]]
@@ -210,7 +177,7 @@ class BaseClient:
         if not is_one(context):
             raise TypeError("a stream has one context")
         body = {**_contexts(context), "steps": steps, **options_json(options), "stream": True}
-        return Call("POST", path, _no_answer, body)
+        return Call("POST", path, nothing, body)
 
     def _request(self, http: httpx.Client | httpx.AsyncClient, call: Call[Any]) -> httpx.Request:
         headers = {} if call.key is None else {"Idempotency-Key": call.key}
@@ -254,75 +221,12 @@ class BaseClient:
         return CannotConnect(f"no answer from {self.base_url}: {error}; is the server running?")
 
 
-def _no_answer(answer: Any) -> None:
-    """A stream has no whole answer to read."""
-
-
 def _contexts(context: Context | Contexts) -> dict[str, Any]:
     if isinstance(context, list | tuple):
         return {"contexts": [context_json(c) for c in context]}
     return {"context": context_json(context)}
 
 
-def read_results(
-    read: Callable[[Mapping[str, Any], Usage, int], T], one: bool
-) -> Callable[[Any], T | list[T]]:
-    """How the results of a call read: the only one, or a list."""
-
-    def read_all(answer: Any) -> T | list[T]:
-        usage = Usage(**answer["usage"])
-        results: list[Any] = []
-        errors: dict[int, APIError] = {}
-        for place, result in enumerate(answer["results"]):
-            if "error" in result:
-                errors[place] = api_error_of(result["error"])
-                results.append(None)
-            else:
-                results.append(read(result, usage, place))
-        if errors and one:
-            raise errors[0]
-        if errors:
-            raise ItemsFailed(errors, results)
-        return results[0] if one else results
-
-    return read_all
-
-
 def _floats(response: httpx.Response) -> NDArray[np.float32]:
     shape = [int(n) for n in response.headers["x-shape"].split(",")]
     return np.frombuffer(response.content, "<f4").astype(np.float32, copy=False).reshape(shape)
-
-
-def read_continuation(result: Mapping[str, Any], usage: Usage, place: int) -> Continuation:
-    """A result of greedy and sample."""
-    return Continuation(
-        bytes=base64.b64decode(result["bytes"]["base64"]),
-        logprob=result["logprob"],
-        finish_reason=result["finish_reason"],
-        usage=usage,
-        index=result.get("index", place),
-        sample=result.get("sample", 0),
-        tokens=tuple(result["tokens"]) if "tokens" in result else None,
-    )
-
-
-def read_next_bytes(result: Mapping[str, Any], usage: Usage, place: int) -> NextBytes:
-    """A result of next_bytes."""
-    logprobs = [*result["logprobs"], result["eos"]]
-    return NextBytes(np.array([_logprob(x) for x in logprobs]), usage)
-
-
-def _read_score(result: Mapping[str, Any], usage: Usage, place: int) -> Score:
-    per_byte = result.get("logprobs")
-    bits = result["bits_per_byte"]
-    return Score(
-        logprob=_logprob(result["logprob"]),
-        bits_per_byte=math.inf if bits is None else bits,
-        logprobs=None if per_byte is None else np.array([_logprob(x) for x in per_byte]),
-        eos=_logprob(result["eos"]) if "eos" in result else None,
-        usage=usage,
-    )
-
-
-def _logprob(x: float | None) -> float:
-    return -math.inf if x is None else x

@@ -21,12 +21,11 @@ from bytelm.byte_lm import StatefulByteLM
 from bytelm.draws import GREEDY_BELOW, Draw
 from bytelm.errors import ContextTooLong, EmptyBeam, Terminated
 from bytelm.logprobs import EOS, SIZE, Chart, LazyByteProbs, check_symbol, checked_bytes
-from bytelm_client.client import AsyncClient
+from bytelm_client import AsyncClient, AsyncSession
 from bytelm_client.contexts import Context, Segments
 from bytelm_client.errors import BytelmClientError, InvalidRequest
 from bytelm_client.options import SampleOptions, SessionOptions
 from bytelm_client.results import Continuation
-from bytelm_client.sessions import AsyncSession
 
 AT_ONCE = 100
 """How many sessions are ended by one call."""

@@ -16,7 +16,7 @@ from bytelm.canonical import CanonicalEncoder
 from bytelm.errors import ContextTooLong, InputError
 from bytelm.prefill import TrunkFinder
 from bytelm.vocab import ByteVocab
-from bytelm_client.client import AsyncClient, Client
+from bytelm_client import AsyncClient, Client
 from bytelm_client.results import Vocab
 
 if TYPE_CHECKING:

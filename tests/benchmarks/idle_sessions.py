@@ -25,8 +25,7 @@ from bytelm import memory, models
 from bytelm.settings import ServerSettings
 from bytelm.testing import StubLM
 from bytelm.vocab import ByteVocab
-from bytelm_client import AsyncClient
-from bytelm_client.sessions import AsyncSession
+from bytelm_client import AsyncClient, AsyncSession
 
 SESSIONS = 2000
 AT_ONCE = 32

@@ -27,7 +27,7 @@ from bytelm_client.cli.console import Count, error_line, say
 from bytelm_client.errors import APIError
 
 if TYPE_CHECKING:
-    from bytelm_client.client import AsyncClient
+    from bytelm_client import AsyncClient
 
 BEGINNING = b'{"line": '
 """What every result begins with."""

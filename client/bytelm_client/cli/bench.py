@@ -14,7 +14,7 @@ from bytelm_client.cli.console import Count, one_line_errors
 from bytelm_client.cli.texts import Json, Threshold, Width, beam_options, write_json
 
 if TYPE_CHECKING:
-    from bytelm_client.client import AsyncClient
+    from bytelm_client import AsyncClient
 
 SUBJECTS = ["The river", "A good teacher", "My grandmother", "The old train", "This city", "Bread"]
 VERBS = ["was known for", "always began with", "never forgot", "could not do without", "taught me"]

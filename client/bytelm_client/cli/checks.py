@@ -226,7 +226,7 @@ def _port(port: int) -> Finding:
 
 
 def _server() -> Finding:
-    from bytelm_client.client import Client
+    from bytelm_client import Client
     from bytelm_client.errors import APIError, BytelmClientError, CannotSend
 
     url = ClientSettings().url

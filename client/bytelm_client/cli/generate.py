@@ -28,7 +28,7 @@ from bytelm_client.cli.texts import (
 )
 
 if TYPE_CHECKING:
-    from bytelm_client.client import AsyncClient
+    from bytelm_client import AsyncClient
 
 Steps = Annotated[int, typer.Option("--steps", min=1, help="The most bytes to generate.")]
 Stop = Annotated[

@@ -24,7 +24,7 @@ from bytelm_client.cli.texts import (
 )
 
 if TYPE_CHECKING:
-    from bytelm_client.client import AsyncClient
+    from bytelm_client import AsyncClient
     from bytelm_client.results import Candidate, NextBytes, Vocab
 
 BAR = 40

@@ -21,7 +21,7 @@ from bytelm_client.cli.flags import read_settings
 
 if TYPE_CHECKING:
     from bytelm.token_lm import AsyncTokenLM
-    from bytelm_client.client import AsyncClient
+    from bytelm_client import AsyncClient
 
 Url = Annotated[
     str | None,
@@ -94,7 +94,7 @@ def run(where: Where, work: "Callable[[AsyncClient], Awaitable[Any]]") -> None:
 async def client_of(where: Where, progress: Progress) -> "AsyncIterator[AsyncClient]":
     """A client of the model."""
     if where.url is not None:
-        from bytelm_client.client import AsyncClient
+        from bytelm_client import AsyncClient
 
         async with AsyncClient(where.url, api_key=where.api_key) as client:
             yield client
@@ -141,7 +141,7 @@ async def served_here(lm: "AsyncTokenLM", settings: ServerSettings) -> "AsyncIte
     import httpx
     import uvicorn
 
-    from bytelm_client.client import AsyncClient
+    from bytelm_client import AsyncClient
     from bytelm_server.app import create_app
 
     with (

@@ -23,7 +23,7 @@ from bytelm_client.cli.texts import Json, Threshold, Width, beam_options, shown,
 from bytelm_client.errors import InvalidRequest
 
 if TYPE_CHECKING:
-    from bytelm_client.client import AsyncClient
+    from bytelm_client import AsyncClient
 
 PIECE = 256
 """Bytes that one call scores."""

@@ -12,7 +12,7 @@ from bytelm_client.cli.console import one_line_errors, say
 from bytelm_client.cli.texts import Json, bytes_out, shown, write_json
 
 if TYPE_CHECKING:
-    from bytelm_client.client import AsyncClient
+    from bytelm_client import AsyncClient
     from bytelm_client.results import SessionInfo
 
 sessions = typer.Typer(
@@ -95,7 +95,7 @@ def delete(
             for session_id in ids:
                 await (await client.resume(session_id)).delete()
         else:
-            from bytelm_client.sessions import AsyncSession
+            from bytelm_client import AsyncSession
 
             found = [AsyncSession(client, info) async for info in client.sessions()]
             most = (await client.models())[0].limits["contexts"] or len(found)

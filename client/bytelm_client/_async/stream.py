@@ -1,0 +1,71 @@
+"""Bytes as they come."""
+
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+import httpx
+
+from bytelm_client._calls import Call
+from bytelm_client._events import BaseStream, Event
+
+if TYPE_CHECKING:
+    from bytelm_client._async.client import AsyncClient
+
+
+class AsyncStream(BaseStream, AsyncIterator[bytes]):
+    """Bytes as they come. The call is made when they are first asked for.
+
+    >>> async for data in client.stream_greedy("An apple a day", 40):  # doctest: +SKIP
+    ...     sys.stdout.buffer.write(data)
+
+    Leave it early by ``aclose``, or by the end of an ``async with``: the server then ends its work.
+
+    Args:
+        client: makes the call.
+        call: what is answered by a stream.
+        told: called with every event.
+    """
+
+    def __init__(
+        self,
+        client: "AsyncClient",
+        call: Call[None],
+        told: Callable[[Event], None] | None = None,
+    ) -> None:
+        super().__init__(told)
+        self._client, self._call = client, call
+        self._pieces = self._read()
+
+    async def __anext__(self) -> bytes:
+        return await anext(self._pieces)
+
+    async def _read(self) -> AsyncGenerator[bytes, None]:
+        response = await self._client._respond(self._call, stream=True)
+        try:
+            if not self._call.expects(response):
+                self._client._read(self._call, response)
+            async for line in response.aiter_lines():
+                if piece := self._take(line):
+                    yield piece
+        except httpx.HTTPError as error:
+            raise self._client._broken(error, len(self._data)) from error
+        finally:
+            await response.aclose()
+        if not self._done:
+            raise self._client._broken(None, len(self._data))
+
+    async def aclose(self) -> None:
+        """End the stream, and what the server does for it."""
+        await self._pieces.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()

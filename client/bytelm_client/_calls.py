@@ -1,0 +1,112 @@
+"""A call: a request to send, and how its answer reads. Must not send anything."""
+
+import base64
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import httpx
+import numpy as np
+
+from bytelm_client.errors import APIError, ItemsFailed, api_error_of
+from bytelm_client.results import Continuation, NextBytes, Score, Usage
+
+T = TypeVar("T", covariant=True)
+
+
+@dataclass(frozen=True)
+class Call(Generic[T]):
+    """A request to send, and how its answer reads.
+
+    Attributes:
+        method: of HTTP.
+        path: of the address.
+        read: from the answer to the result; the answer is JSON, or an array where ``octets``.
+        body: what to send as JSON.
+        expected: statuses of an answer; /health answers with its status in place of an error.
+        params: what to send in the address.
+        key: by which the server knows a change that it is sent again.
+        octets: ask for an array of float32 instead of JSON.
+        batched: the session and the name of the call, by which a batch has it.
+        once: whether it changes something though it has no key.
+    """
+
+    method: str
+    path: str
+    read: Callable[[Any], T]
+    body: Mapping[str, Any] | None = None
+    expected: tuple[int, ...] = (200,)
+    params: Mapping[str, Any] | None = None
+    key: str | None = None
+    octets: bool = False
+    batched: tuple[str, str] | None = None
+    once: bool = False
+
+    def expects(self, response: httpx.Response) -> bool:
+        """Whether the response is an answer, not an error."""
+        return response.status_code in self.expected
+
+
+def nothing(answer: Any) -> None:
+    """There is nothing to know."""
+
+
+def read_results(
+    read: Callable[[Mapping[str, Any], Usage, int], T], one: bool
+) -> Callable[[Any], T | list[T]]:
+    """How the results of a call read: the only one, or a list."""
+
+    def read_all(answer: Any) -> T | list[T]:
+        usage = Usage(**answer["usage"])
+        results: list[Any] = []
+        errors: dict[int, APIError] = {}
+        for place, result in enumerate(answer["results"]):
+            if "error" in result:
+                errors[place] = api_error_of(result["error"])
+                results.append(None)
+            else:
+                results.append(read(result, usage, place))
+        if errors and one:
+            raise errors[0]
+        if errors:
+            raise ItemsFailed(errors, results)
+        return results[0] if one else results
+
+    return read_all
+
+
+def read_continuation(result: Mapping[str, Any], usage: Usage, place: int) -> Continuation:
+    """A result of greedy and sample."""
+    return Continuation(
+        bytes=base64.b64decode(result["bytes"]["base64"]),
+        logprob=result["logprob"],
+        finish_reason=result["finish_reason"],
+        usage=usage,
+        index=result.get("index", place),
+        sample=result.get("sample", 0),
+        tokens=tuple(result["tokens"]) if "tokens" in result else None,
+    )
+
+
+def read_next_bytes(result: Mapping[str, Any], usage: Usage, place: int) -> NextBytes:
+    """A result of next_bytes."""
+    logprobs = [*result["logprobs"], result["eos"]]
+    return NextBytes(np.array([_logprob(x) for x in logprobs]), usage)
+
+
+def read_score(result: Mapping[str, Any], usage: Usage, place: int) -> Score:
+    """A result of score."""
+    per_byte = result.get("logprobs")
+    bits = result["bits_per_byte"]
+    return Score(
+        logprob=_logprob(result["logprob"]),
+        bits_per_byte=math.inf if bits is None else bits,
+        logprobs=None if per_byte is None else np.array([_logprob(x) for x in per_byte]),
+        eos=_logprob(result["eos"]) if "eos" in result else None,
+        usage=usage,
+    )
+
+
+def _logprob(x: float | None) -> float:
+    return -math.inf if x is None else x

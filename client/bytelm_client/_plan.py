@@ -1,0 +1,134 @@
+"""Made from ``_async/session.py`` by ``client/unasync.py``: change that one."""
+
+from typing import Literal, Unpack, overload
+
+from bytelm_client._calls import Call
+from bytelm_client._session_calls import More, SessionCalls
+from bytelm_client.options import GreedyOptions, SampleOptions
+from bytelm_client.results import Candidate, Continuation, NextBytes, NextTokens, SessionInfo
+
+
+class Plan:
+    """The calls of a session to send with others, by ``client.batch``."""
+
+    def __init__(self, calls: SessionCalls) -> None:
+        self._calls = calls
+
+    def get(self) -> Call[SessionInfo]:
+        """What the session is now."""
+        return self._calls.get()
+
+    def candidates(self) -> Call[list[Candidate]]:
+        """The tokenizations that the session follows, best first."""
+        return self._calls.candidates()
+
+    def next(self, *, prune: bool = False) -> Call[NextBytes]:
+        """The distribution over the next byte; of the pruned state with ``prune``.
+
+        Raises:
+            TypeError: in a token session; see ``next_tokens``.
+        """
+        return self._calls.next(prune)
+
+    def next_tokens(self) -> Call[NextTokens]:
+        """The distribution over the next token of a token session.
+
+        Raises:
+            TypeError: in a byte session; see ``next``.
+        """
+        return self._calls.next_tokens()
+
+    def advance(
+        self, more: More, *, prune: bool = True, if_version: int | None = None
+    ) -> Call[SessionInfo]:
+        """Move on, byte by byte or token by token.
+
+        Args:
+            more: what to consume.
+            prune: prune the beam before each byte, as walks do.
+            if_version: only if the session has this version.
+        """
+        return self._calls.move("advance", more, if_version, prune=prune)
+
+    def prefill(
+        self,
+        more: More,
+        *,
+        prefill: Literal["fast", "exact"] | None = None,
+        if_version: int | None = None,
+    ) -> Call[SessionInfo]:
+        """Move on by a long text, which is read at once instead of byte by byte.
+
+        Args:
+            more: what to consume.
+            prefill: how; None: as the session was made.
+            if_version: only if the session has this version.
+        """
+        return self._calls.move("prefill", more, if_version, prefill=prefill)
+
+    def fork(
+        self,
+        advance: More | None = None,
+        *,
+        prune: bool = True,
+        ttl: float | None = None,
+        if_version: int | None = None,
+    ) -> Call[SessionInfo]:
+        """A second session at the same state, moved on at once by ``advance``; this one stays.
+
+        Args:
+            advance: what the new one consumes.
+            prune: prune its beam before each byte.
+            ttl: seconds without use after which it expires; None: as this one.
+            if_version: only if this session has this version.
+        """
+        return self._calls.fork(advance, prune, ttl, if_version)
+
+    def greedy(
+        self,
+        steps: int,
+        *,
+        advance: bool = True,
+        if_version: int | None = None,
+        **options: Unpack[GreedyOptions],
+    ) -> Call[Continuation]:
+        """The most probable continuation; the session moves on behind it if ``advance``."""
+        return self._calls.greedy(steps, if_version, {"advance": advance, **options})
+
+    @overload
+    def sample(
+        self,
+        steps: int,
+        *,
+        n: Literal[1] = 1,
+        advance: bool = True,
+        if_version: int | None = None,
+        **options: Unpack[SampleOptions],
+    ) -> Call[Continuation]: ...
+
+    @overload
+    def sample(
+        self,
+        steps: int,
+        *,
+        n: int,
+        advance: bool = True,
+        if_version: int | None = None,
+        **options: Unpack[SampleOptions],
+    ) -> Call[Continuation | list[Continuation]]: ...
+
+    def sample(
+        self,
+        steps: int,
+        *,
+        n: int = 1,
+        advance: bool = True,
+        if_version: int | None = None,
+        **options: Unpack[SampleOptions],
+    ) -> Call[Continuation | list[Continuation]]:
+        """A drawn continuation; or, without ``advance``, a list of ``n``."""
+        return self._calls.sample(steps, if_version, {"advance": advance, "n": n, **options})
+
+    def delete(self) -> Call[None]:
+        """End the session."""
+        return self._calls.delete()

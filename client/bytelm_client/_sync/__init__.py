@@ -1,0 +1,1 @@
+"""What is waited for, and plans of calls: made from ``_async`` by ``client/unasync.py``."""

@@ -1,0 +1,180 @@
+"""Made from ``_async/session.py`` by ``client/unasync.py``: change that one."""
+
+from types import TracebackType
+from typing import TYPE_CHECKING, Literal, Self, Unpack, overload
+
+from bytelm_client._handle import BaseSession
+from bytelm_client._session_calls import More
+from bytelm_client._sync.stream import Stream
+from bytelm_client.errors import BytelmClientError, Gone, NotFound
+from bytelm_client.options import GreedyOptions, SampleOptions
+from bytelm_client.results import Candidate, Continuation, NextBytes, NextTokens, SessionInfo
+
+if TYPE_CHECKING:
+    from bytelm_client._sync.client import Client
+
+
+class Session(BaseSession):
+    """A handle to a state on the server. Leaving ``with`` ends it there.
+
+    >>> with client.session(b"The capital of Fran") as s:  # doctest: +SKIP
+    ...     s.advance(b"ce")
+    ...     s.next().top(1)
+    [(b' ', -0.01)]
+    """
+
+    def __init__(self, client: "Client", info: SessionInfo) -> None:
+        super().__init__(info)
+        self._client = client
+        self._send = client._send
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            self.delete()
+        except (NotFound, Gone):
+            pass  # ended already
+        except BytelmClientError:
+            # Where something is wrong already, that is what to tell; the session will expire.
+            if error is None:
+                raise
+
+    def refresh(self) -> SessionInfo:
+        """What the session is now."""
+        return self._send(self._calls.get())
+
+    def candidates(self) -> list[Candidate]:
+        """The tokenizations that the session follows, best first."""
+        return self._send(self._calls.candidates())
+
+    def next(self, *, prune: bool = False) -> NextBytes:
+        """The distribution over the next byte; of the pruned state with ``prune``.
+
+        Raises:
+            TypeError: in a token session; see ``next_tokens``.
+        """
+        return self._send(self._calls.next(prune))
+
+    def next_tokens(self) -> NextTokens:
+        """The distribution over the next token of a token session.
+
+        Raises:
+            TypeError: in a byte session; see ``next``.
+        """
+        return self._send(self._calls.next_tokens())
+
+    def advance(
+        self, more: More, *, prune: bool = True, if_version: int | None = None
+    ) -> SessionInfo:
+        """Move on, byte by byte or token by token.
+
+        Args:
+            more: what to consume.
+            prune: prune the beam before each byte, as walks do.
+            if_version: only if the session has this version.
+        """
+        return self._send(self._calls.move("advance", more, if_version, prune=prune))
+
+    def prefill(
+        self,
+        more: More,
+        *,
+        prefill: Literal["fast", "exact"] | None = None,
+        if_version: int | None = None,
+    ) -> SessionInfo:
+        """Move on by a long text, which is read at once instead of byte by byte.
+
+        Args:
+            more: what to consume.
+            prefill: how; None: as the session was made.
+            if_version: only if the session has this version.
+        """
+        return self._send(self._calls.move("prefill", more, if_version, prefill=prefill))
+
+    def fork(
+        self,
+        advance: More | None = None,
+        *,
+        prune: bool = True,
+        ttl: float | None = None,
+        if_version: int | None = None,
+    ) -> "Session":
+        """A second session at the same state, moved on at once by ``advance``; this one stays.
+
+        Args:
+            advance: what the new one consumes.
+            prune: prune its beam before each byte.
+            ttl: seconds without use after which it expires; None: as this one.
+            if_version: only if this session has this version.
+        """
+        return self._client._opening(self._calls.fork(advance, prune, ttl, if_version))
+
+    def greedy(
+        self,
+        steps: int,
+        *,
+        advance: bool = True,
+        if_version: int | None = None,
+        **options: Unpack[GreedyOptions],
+    ) -> Continuation:
+        """The most probable continuation; the session moves on behind it if ``advance``."""
+        return self._send(self._calls.greedy(steps, if_version, {"advance": advance, **options}))
+
+    @overload
+    def sample(
+        self,
+        steps: int,
+        *,
+        n: Literal[1] = 1,
+        advance: bool = True,
+        if_version: int | None = None,
+        **options: Unpack[SampleOptions],
+    ) -> Continuation: ...
+    @overload
+    def sample(
+        self,
+        steps: int,
+        *,
+        n: int,
+        advance: bool = True,
+        if_version: int | None = None,
+        **options: Unpack[SampleOptions],
+    ) -> Continuation | list[Continuation]: ...
+    def sample(
+        self,
+        steps: int,
+        *,
+        n: int = 1,
+        advance: bool = True,
+        if_version: int | None = None,
+        **options: Unpack[SampleOptions],
+    ) -> Continuation | list[Continuation]:
+        """A drawn continuation; or, without ``advance``, a list of ``n``."""
+        return self._send(
+            self._calls.sample(steps, if_version, {"advance": advance, "n": n, **options})
+        )
+
+    def stream_greedy(
+        self, steps: int, *, advance: bool = True, **options: Unpack[GreedyOptions]
+    ) -> Stream:
+        """The most probable continuation as it comes; the session follows event by event."""
+        call = self._calls.stream("greedy", steps, {"advance": advance, **options})
+        return Stream(self._client, call, self._calls.follow)
+
+    def stream_sample(
+        self, steps: int, *, advance: bool = True, **options: Unpack[SampleOptions]
+    ) -> Stream:
+        """A drawn continuation as it comes; the session follows event by event."""
+        call = self._calls.stream("sample", steps, {"advance": advance, **options})
+        return Stream(self._client, call, self._calls.follow)
+
+    def delete(self) -> None:
+        """End the session."""
+        return self._send(self._calls.delete())

@@ -1,0 +1,71 @@
+"""Made from ``_async/stream.py`` by ``client/unasync.py``: change that one."""
+
+from collections.abc import Callable, Generator, Iterator
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+import httpx
+
+from bytelm_client._calls import Call
+from bytelm_client._events import BaseStream, Event
+
+if TYPE_CHECKING:
+    from bytelm_client._sync.client import Client
+
+
+class Stream(BaseStream, Iterator[bytes]):
+    """Bytes as they come. The call is made when they are first asked for.
+
+    >>> for data in client.stream_greedy("An apple a day", 40):  # doctest: +SKIP
+    ...     sys.stdout.buffer.write(data)
+
+    Leave it early by ``close``, or by the end of an ``with``: the server then ends its work.
+
+    Args:
+        client: makes the call.
+        call: what is answered by a stream.
+        told: called with every event.
+    """
+
+    def __init__(
+        self,
+        client: "Client",
+        call: Call[None],
+        told: Callable[[Event], None] | None = None,
+    ) -> None:
+        super().__init__(told)
+        self._client, self._call = client, call
+        self._pieces = self._read()
+
+    def __next__(self) -> bytes:
+        return next(self._pieces)
+
+    def _read(self) -> Generator[bytes, None, None]:
+        response = self._client._respond(self._call, stream=True)
+        try:
+            if not self._call.expects(response):
+                self._client._read(self._call, response)
+            for line in response.iter_lines():
+                if piece := self._take(line):
+                    yield piece
+        except httpx.HTTPError as error:
+            raise self._client._broken(error, len(self._data)) from error
+        finally:
+            response.close()
+        if not self._done:
+            raise self._client._broken(None, len(self._data))
+
+    def close(self) -> None:
+        """End the stream, and what the server does for it."""
+        self._pieces.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
