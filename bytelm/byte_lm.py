@@ -50,6 +50,14 @@ class StatefulByteLM(ABC):
             ByteError: when one of them is not in 0..255.
         """
 
+    async def check_room(self, bs: bytes) -> None:
+        """Refuses bytes that cannot fit behind the state; evaluates nothing. By default never.
+
+        Raises:
+            ContextTooLong: when they surely do not; where it is close, consuming them tells.
+        """
+        return
+
     @property
     @abstractmethod
     def context(self) -> bytes:

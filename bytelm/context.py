@@ -21,7 +21,8 @@ from bytelm.beam import BeamParams, ByteBeamState
 from bytelm.errors import ContextTooLong, InputError, VocabError
 from bytelm.frames import Field, framed
 from bytelm.genlm import BackendLM, as_token_lm
-from bytelm.prefill import TAIL
+from bytelm.prefill import LONG, TAIL, TrunkFinder
+from bytelm.threads import by_length, go_on
 from bytelm.token_lm import AsyncTokenLM
 from bytelm.vocab import ByteVocab
 
@@ -101,27 +102,39 @@ class Context:
         """How many bytes of text it has; special tokens count 0."""
         return sum(len(segment.data) for segment in self.segments if isinstance(segment, Text))
 
-    def tokens(self, vocab: ByteVocab) -> list[int]:
+    def tokens(self, vocab: ByteVocab, most: int | None = None) -> list[int]:
         """The canonical token ids: BOS, unless a special token comes first, then the segments.
 
         What the tokenizer puts before a text stands behind BOS only, whether BOS was added here
         or is the only segment before the text.
 
+        Args:
+            vocab: the model's vocabulary.
+            most: as many tokens as the model takes; None for any number.
+
         Raises:
             VocabError: when a special token is not one of the vocabulary's, a byte cannot be
                 spelled, or there is neither BOS nor EOS to begin with.
+            ContextTooLong: when there are more than ``most``; not all need be counted for that.
         """
         starts_special = bool(self.segments) and isinstance(self.segments[0], Special)
-        return self.tokens_after([] if starts_special else vocab.initial_context, vocab)
+        return self.tokens_after([] if starts_special else vocab.initial_context, vocab, most)
 
-    def tokens_after(self, before: Sequence[int], vocab: ByteVocab) -> list[int]:
+    def tokens_after(
+        self, before: Sequence[int], vocab: ByteVocab, most: int | None = None
+    ) -> list[int]:
         """The tokens ``before`` and the canonical ones of the segments.
 
         Raises:
             VocabError: as ``tokens``.
+            ContextTooLong: as ``tokens``.
         """
         ids = list(before)
+        is_long = self.length > LONG
+        if most is not None:
+            TrunkFinder.of(vocab).check_length(len(ids), self.length, most)
         for segment in self.segments:
+            go_on()
             if isinstance(segment, Text):
                 ids += _spelled(segment.data, ids, vocab)
             elif segment.token_id in vocab.special_ids:
@@ -131,6 +144,10 @@ class Context:
                     f"token {segment.token_id} is no special token of this model: "
                     "give ordinary tokens as text"
                 )
+            if most is not None and is_long and len(ids) > most:
+                raise ContextTooLong.of(most, len(ids), at_least=True)
+        if most is not None and len(ids) > most:
+            raise ContextTooLong.of(most, len(ids))
         return ids
 
     def split(self) -> tuple[Context, bytes]:
@@ -169,12 +186,11 @@ async def begin(
     lm = as_token_lm(lm)
     vocab, most = lm.vocab, lm.max_context_tokens
     head, text = context.split()
-    anchor = head.tokens(vocab)
-    length = len(anchor) + len(_spelled(text, anchor, vocab))
-    if params.max_context_length is None and most is not None and length > most:
-        raise ContextTooLong(
-            f"the context is {length} tokens long, the model takes at most {most}: shorten it"
-        )
+    if params.max_context_length is not None:
+        most = None
+    anchor = await by_length(head.length, head.tokens, vocab, most)
+    prefix = vocab.prefix if text and _is_start(anchor, vocab) else b""
+    await TrunkFinder.of(vocab).check_fits(len(anchor), prefix + text, most)
     # Without an explicit context the state also has what the tokenizer puts before a text.
     explicit = None if _is_start(anchor, vocab) else anchor
     state = await ByteBeamState.initial(lm, params, initial_context=explicit)
@@ -375,7 +391,9 @@ def _spelled(text: bytes, before: Sequence[int], vocab: ByteVocab) -> list[int]:
 
 def _is_start(tokens: Sequence[int], vocab: ByteVocab) -> bool:
     """Whether tokens are what the model's texts begin behind."""
-    return vocab.has_initial_context and tuple(tokens) == vocab.initial_context
+    if not vocab.has_initial_context or len(tokens) != len(vocab.initial_context):
+        return False
+    return tuple(tokens) == vocab.initial_context
 
 
 def _utf8(text: str, what: str = "the text") -> bytes:

@@ -20,6 +20,8 @@
         └── EngineStartError             the engine could not be started
 """
 
+from typing import Self
+
 
 class BytelmError(Exception):
     """The root of all errors raised by bytelm."""
@@ -75,6 +77,15 @@ class SnapshotError(InputError):
 
 class ContextTooLong(InputError):
     """A context that has more tokens than the model can take."""
+
+    @classmethod
+    def of(cls, most: int | None, length: int, *, at_least: bool = False) -> Self:
+        """The error about a context of ``length`` tokens, or more where not all were counted."""
+        known = "at least " if at_least else ""
+        return cls(
+            f"the context is {known}{length} tokens long, the model takes at most {most}: "
+            "shorten it"
+        )
 
 
 class EngineError(BytelmError, RuntimeError):

@@ -23,11 +23,18 @@ import unicodedata
 from dataclasses import dataclass
 from functools import cached_property
 
+from bytelm.errors import ContextTooLong
+from bytelm.threads import by_length
 from bytelm.utf8 import LONGEST
 from bytelm.vocab import ByteVocab
 
 TAIL = 2
 """How many word ends are walked past by default; see the accuracy benchmark."""
+
+LONG = 4096
+"""Bytes of a text whose tokens are not all counted where some are enough."""
+USUAL = 6
+"""More bytes than the tokens of ordinary texts have."""
 
 # Behind a letter or digit: bytes that are part of a character, or a character of another kind.
 _INSIDE = re.compile("(?<=[^\\W_])(?:[\udc80-\udcff]+|[\\W_])")
@@ -98,6 +105,50 @@ class TrunkFinder:
                 if tail <= 0 and self._vocab.encode(text[:cut]) == ids[:n]:
                     return Trunk(tuple(ids[:n]), text[cut:], tuple(ids[n:]))
         return Trunk((), text, tuple(ids))
+
+    async def found(self, text: bytes, tail: int = TAIL) -> Trunk:
+        """The same, while other tasks go on where the text is long."""
+        return await by_length(len(text), self.find, text, tail)
+
+    async def check_fits(self, before: int, text: bytes, most: int | None) -> None:
+        """Refuse a text that does not fit behind so many tokens; reads no more than it must.
+
+        Args:
+            before: how many tokens there are.
+            text: as ``find``.
+            most: how many tokens the model takes; None for any number.
+
+        Raises:
+            ContextTooLong: when the canonical tokens do not fit.
+            VocabError: when the vocabulary cannot spell a byte, as far as it was read.
+        """
+        if most is not None and before + len(text) > most:
+            await by_length(len(text), self._check_fits, before, text, most)
+
+    def check_length(self, before: int, length: int, most: int) -> None:
+        """Refuse a long text of so many bytes that cannot fit, whatever it is; ContextTooLong."""
+        least = before - (-length // self._longest)
+        if length > LONG and least > most:
+            raise ContextTooLong.of(most, least, at_least=True)
+
+    def _check_fits(self, before: int, text: bytes, most: int) -> None:
+        self.check_length(before, len(text), most)
+        if len(text) > LONG:
+            # A beginning that ends with a word has the tokens there that it has within the text.
+            near = min((most - before) * USUAL, len(text) // 2)
+            for at in range(near, min(near + self._longest, len(text))):
+                if self._is_word_end(text, at):
+                    length = before + len(self._vocab.encode(text[:at]))
+                    if length > most:
+                        raise ContextTooLong.of(most, length, at_least=True)
+                    break
+        length = before + len(self._vocab.encode(text))
+        if length > most:
+            raise ContextTooLong.of(most, length)
+
+    @cached_property
+    def _longest(self) -> int:
+        return max(map(len, self._vocab.token_bytes))
 
     def last(self, text: bytes, tokens: int) -> bytes:
         """The end of ``text``, of at most so many canonical tokens.

@@ -91,7 +91,10 @@ async def score_all(
     """
     if concurrency < 1:
         raise InputError(f"concurrency must be at least 1, got {concurrency}")
-    scoring = _Scoring([checked_bytes(c) for c in continuations], eos, concurrency)
+    texts = [checked_bytes(continuation) for continuation in continuations]
+    for text in texts:
+        await state.check_room(text)
+    scoring = _Scoring(texts, eos, concurrency)
     try:
         async with asyncio.TaskGroup() as group:
             await scoring.walk(group, state, range(len(continuations)), 0)

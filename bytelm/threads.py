@@ -18,6 +18,9 @@ Arguments = TypeVarTuple("Arguments")
 THREADS = 2
 """Each more takes Python's lock once more while the event loop waits for it."""
 
+LONG = 512
+"""Bytes of text that take a tokenizer about as long as it takes to ask a thread."""
+
 
 class CallerGone(Exception):
     """Nobody waits for the job any more."""
@@ -46,6 +49,13 @@ async def in_thread(function: Callable[[*Arguments], T], *arguments: *Arguments)
         return await asyncio.get_running_loop().run_in_executor(_pool(), job)
     finally:
         gone.set()
+
+
+async def by_length(length: int, function: Callable[[*Arguments], T], *arguments: *Arguments) -> T:
+    """The same for work on so many bytes of text: at once where that is as good as none."""
+    if length < LONG:
+        return function(*arguments)
+    return await in_thread(function, *arguments)
 
 
 def go_on() -> None:

@@ -11,6 +11,7 @@ This module must not know how a token LM computes, nor HTTP.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import html
 import math
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
@@ -31,6 +32,7 @@ from bytelm.logprobs import EOS, Chart, LazyByteProbs, check_symbol, checked_byt
 from bytelm.prefill import TAIL, Trunk, TrunkFinder
 from bytelm.read_ahead import Ahead
 from bytelm.rows import Row, RowSource
+from bytelm.threads import by_length
 from bytelm.token_lm import AsyncTokenLM, StatefulTokenizedLM
 from bytelm.trie import ROOT
 
@@ -41,6 +43,8 @@ SHORT = 32
 """Up to so many bytes added to a text are walked even by a fast prefill."""
 AHEAD = 64
 """How many evaluations a fast prefill submits at once at most; each holds a row of memory."""
+JOINED = 16
+"""Tokens that a text may have less behind a state than by itself, amply."""
 
 POINTER = 8
 """Bytes that a tuple takes for each of its items."""
@@ -421,10 +425,11 @@ class ByteBeamState(StatefulByteLM):
         if not added:
             return self
         whole = self._text + added
-        trunk = TrunkFinder.of(self.source.vocab).find(whole, tail)
-        length = len(self._anchor) + len(trunk.tokens) + len(trunk.rest_tokens)
+        finder = TrunkFinder.of(self.source.vocab)
         if self._most is None:
-            self._check_fits(length)
+            await finder.check_fits(len(self._anchor), whole, self.source.lm.max_context_tokens)
+        trunk = await finder.found(whole, tail)
+        length = len(self._anchor) + len(trunk.tokens) + len(trunk.rest_tokens)
         fresh = self._is_fresh
         spelling = self._reading(self.source.spelling_eos())
         if mode == "exact" or (len(added) <= SHORT and not fresh):
@@ -436,6 +441,19 @@ class ByteBeamState(StatefulByteLM):
         else:
             state = await spelling._walk(added)
         return state._reading(self.source)
+
+    async def check_room(self, bs: bytes) -> None:
+        """See ``StatefulByteLM``: by the canonical tokens of ``bs`` alone, where those are certain.
+
+        The last token needs no evaluation, and others may be joined with what is there already.
+        """
+        best = next(iter(self), None)
+        if self._most is None and best is not None:
+            # A byte that cannot be spelled has no probability, which is no matter of room.
+            with contextlib.suppress(VocabError):
+                finder = TrunkFinder.of(self.source.vocab)
+                most = self.source.lm.max_context_tokens
+                await finder.check_fits(len(best.tokens) - JOINED, bs, most)
 
     def insert(self, tokens: Sequence[int], text: bytes = b"") -> Self:
         """The state after ``text`` and tokens that are none, such as ``<|im_start|>``.
@@ -620,8 +638,8 @@ class ByteBeamState(StatefulByteLM):
         Its walk may leave candidates as long as that, which are then not extended.
         """
         finder = TrunkFinder.of(self.source.vocab)
-        base, rest = self._halved(text)
-        return await base._from_trunk(finder.find(rest, tail))
+        base, rest = await by_length(len(text), self._halved, text)
+        return await base._from_trunk(await finder.found(rest, tail))
 
     def _halved(self, text: bytes) -> tuple[Self, bytes]:
         """The beginning of a state, and what it is to consume, in half as many tokens as fit.
@@ -689,10 +707,7 @@ class ByteBeamState(StatefulByteLM):
 
     def _check_fits(self, length: int) -> None:
         if not self.source.fits(length):
-            raise ContextTooLong(
-                f"the context is {length} tokens long, the model takes at most "
-                f"{self.source.lm.max_context_tokens}: shorten it"
-            )
+            raise ContextTooLong.of(self.source.lm.max_context_tokens, length)
 
     def from_reading(self, reading: Reading) -> Self:
         """The beam whose only candidate is ``reading``."""
