@@ -51,16 +51,18 @@ class Reading:
             return None
         return Reading(self.source, self.path, self.row, child, weight)
 
-    def endings(self) -> list[tuple[int, float]]:
-        """The tokens that may end here, each with the weight of the candidate that it makes."""
+    def ending(self) -> tuple[Path, float] | None:
+        """The likeliest token that may end here, as the path and weight that it makes, or None."""
         trie = self.source.trie
+        if not self.source.fits(len(self.path) + 1):
+            return None
         here = self._log_mass(self.node)
-        found = []
-        for position in range(trie.lo[self.node], trie.end[self.node]):
-            log_p = self.row.log_mass(position, position + 1)
-            if log_p > -math.inf and self.source.fits(len(self.path) + 1):
-                found.append((int(trie.order[position]), self.weight + log_p - here))
-        return found
+        tokens = [
+            (self.row.log_mass(position, position + 1), int(trie.order[position]))
+            for position in range(trie.lo[self.node], trie.end[self.node])
+        ]
+        log_p, token = max(tokens, default=(-math.inf, -1))
+        return ((*self.path, token), self.weight + log_p - here) if log_p > -math.inf else None
 
     def _log_mass(self, node: int) -> float:
         trie = self.source.trie
@@ -73,83 +75,112 @@ async def heal(state: BeamT, b: int) -> BeamT | None:
     Candidates are tried from the best on; of each, the longest part of its partial token that is a
     token itself first. Further tokens end only where reading gets stuck; if no candidate gets
     through that way, they may end anywhere.
+
+    What the vocabulary cannot spell costs no evaluation. Else a candidate costs one, and one for
+    each token that is ended: no place is tried twice, so that these are no more than the bytes of
+    its partial token. Only a model that gives no probability at all to tokens makes more
+    tries necessary.
     """
     for anywhere in (False, True):
         for which, candidate in enumerate(state):
             if candidate.terminated or not candidate.partial:
                 continue
-            healed = await _Rereading(state, b, anywhere).of(candidate, which)
+            healed = await _Rereading(state, candidate.partial, b, anywhere).of(candidate, which)
             if healed is not None:
                 return healed
     return None
 
 
 class _Rereading(Generic[BeamT]):
-    """Reads the partial token of a candidate and ``b`` anew, as several tokens."""
+    """Reads a partial token and ``b`` anew, as several tokens.
 
-    def __init__(self, state: BeamT, b: int, anywhere: bool) -> None:
+    Places are between the bytes of the partial token: 0 before the first, ``end`` before ``b``.
+    """
+
+    def __init__(self, state: BeamT, partial: bytes, b: int, anywhere: bool) -> None:
         self.state = state
-        self.b = b
         self.anywhere = anywhere
-        # How many bytes were left, and how many tokens had been ended, where it got nowhere: what
-        # can be read from there on does not depend on how it got there, zeros of a model aside.
-        self.dead: set[tuple[int, int]] = set()
+        self.end = len(partial)
+        self.text = (*partial, b)
+        self.splits = self._splits()
+
+    def _splits(self) -> list[float]:
+        """For each place, how many tokens must be ended behind it to read on through ``b``.
+
+        Infinite where the vocabulary has no way.
+        """
+        splits = [math.inf] * (self.end + 1)
+        for place in range(self.end, -1, -1):
+            reached, ends = self._reach(place)
+            if not self.anywhere:
+                ends = [end for end in ends if end == reached]
+            splits[place] = 1 + min((splits[end] for end in ends), default=math.inf)
+            if reached > self.end:
+                splits[place] = 0
+        return splits
+
+    def _reach(self, place: int) -> tuple[int, list[int]]:
+        """How far a token can be read from a place, and the places where one may end."""
+        trie, node = self.state.source.trie, ROOT
+        ends: list[int] = []
+        for at in range(place, self.end + 1):
+            b = self.text[at]
+            if b == EOS:
+                return at + (node == ROOT), ends
+            node = trie.child(node, b)
+            if node < 0:
+                return at, ends
+            if at < self.end and trie.end[node] > trie.lo[node]:
+                ends.append(at + 1)
+        return self.end + 1, ends
 
     async def of(self, candidate: Candidate, which: int) -> BeamT | None:
         """The state that some reading leads to; ``which`` is the candidate's place in the beam."""
         source, params = self.state.source, self.state.params
-        partial = candidate.partial
+        back = self.end if params.heal_max_backoff is None else params.heal_max_backoff
+        first = max(1, self.end - back)
+        ways = [self.splits[place] for place in self._reach(0)[1] if place >= first]
+        if not self._may_go_on(min(ways, default=math.inf)):
+            return None
         row = await source.evaluate(candidate.tokens)
         if self.state.spells_eos(which):
             row = source.spelling_eos().read(row.logprobs)
-        node = source.trie.descend(partial)
+        node = source.trie.descend(candidate.partial)
         weight = candidate.weight - row.log_mass(source.trie.lo[node], source.trie.hi[node])
-        back = len(partial) if params.heal_max_backoff is None else params.heal_max_backoff
-        for kept in range(len(partial), max(0, len(partial) - back) - 1, -1):
-            reading = Reading(source, candidate.tokens, row, ROOT, weight)
-            for byte in partial[:kept]:
-                stepped = reading.step(byte)
-                if stepped is None:
-                    break
-                reading = stepped
-            else:
-                healed = await self._split(reading, (*partial[kept:], self.b), 0)
-                if healed is not None:
-                    if params.verbose:
-                        print(f"[heal] took back {len(partial) - kept} of {partial!r}")
-                    return healed
-        return None
-
-    async def _split(self, reading: Reading, rest: tuple[int, ...], splits: int) -> BeamT | None:
-        """Ends the reading's token, and reads ``rest``, for which ``splits`` tokens were ended."""
-        if (len(rest), splits) in self.dead:
-            return None
-        source = self.state.source
-        for token, weight in reading.endings():
-            path = (*reading.path, token)
+        trail = self._read(Reading(source, candidate.tokens, row, ROOT, weight), 0)
+        # Where a token is ended next, the reading there, and how many were ended to get there.
+        ends = range(first, min(len(trail), self.end + 1))
+        pending = [(place, trail[place], 0) for place in ends]
+        tried: set[int] = set()
+        while pending:
+            place, reading, ended = pending.pop()
+            ending = reading.ending()
+            if ending is None or place in tried or not self._may_go_on(ended + self.splits[place]):
+                continue
+            tried.add(place)
+            path, weight = ending
             row = await source.evaluate(path)
-            opened = Reading(source, path, row, ROOT, weight)
-            healed = await self._read(opened, rest, splits)
-            if healed is not None:
-                return healed
-            self.dead.add((len(rest), splits))
+            trail = self._read(Reading(source, path, row, ROOT, weight), place)
+            stuck = place + len(trail) - 1
+            if stuck > self.end:
+                if params.verbose:
+                    taken = self.end - len(source.trie.token_bytes[path[len(candidate.tokens)]])
+                    print(f"[heal] took back {taken} of {candidate.partial!r}")
+                return self.state.from_reading(trail[-1])
+            ends = range(place + 1 if self.anywhere else max(stuck, place + 1), stuck + 1)
+            pending += [(end, trail[end - place], ended + 1) for end in ends]
         return None
 
-    async def _read(self, reading: Reading, rest: tuple[int, ...], splits: int) -> BeamT | None:
-        """Reads ``rest``; where it gets stuck, or before, ends another token."""
+    def _may_go_on(self, splits: float) -> bool:
+        most = self.state.params.heal_max_splits
+        return splits < math.inf if most is None else splits <= most
+
+    def _read(self, reading: Reading, place: int) -> list[Reading]:
+        """The readings at ``place``, where it stands, and behind each byte until it gets stuck."""
         trail = [reading]
-        for byte in rest:
-            stepped = trail[-1].step(byte)
+        for b in self.text[place:]:
+            stepped = trail[-1].step(b)
             if stepped is None:
                 break
             trail.append(stepped)
-        else:
-            return self.state.from_reading(trail[-1])
-        if splits == self.state.params.heal_max_splits:
-            return None
-        last = len(trail) - 1
-        for read in range(last, 0 if self.anywhere else last - 1, -1):
-            healed = await self._split(trail[read], rest[read:], splits + 1)
-            if healed is not None:
-                return healed
-        return None
+        return trail

@@ -330,7 +330,8 @@ class ByteBeamState(StatefulByteLM):
             *self._candidates, trie.lo, trie.hi, trie.first, trie.byte, b
         )
         opened: list[_Opened] = []
-        if wanted := self._wanted(log_z, need_one=not len(parent)):
+        begins = b == EOS or trie.child(ROOT, b) >= 0
+        if begins and (wanted := self._wanted(log_z, need_one=not len(parent))):
             opened = [o for o in await self._open(wanted, way) if o.row.root[b] > 0.0]
         if b == EOS:
             ended = [(o.path, o.weight + math.log(o.row.root[EOS])) for o in opened]

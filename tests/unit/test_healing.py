@@ -184,3 +184,76 @@ async def test_a_prefill_may_have_left_the_inside_of_an_eos_token(others):
     assert [(c.tokens, c.partial) for c in healed] == [((0, A, 3, 4), b"z")]
     assert healed.logZ == pytest.approx(lm.log_p(A, 3, 4, 5), abs=1e-5)
     await assert_normalised(healed)
+
+
+class Counting(OneWay):
+    """Counts evaluations."""
+
+    def __init__(self, *args) -> None:
+        super().__init__(*args)
+        self.calls = 0
+
+    async def next_token_logprobs(self, token_ids):
+        self.calls += 1
+        return await super().next_token_logprobs(token_ids)
+
+
+def long_token(length: int) -> ByteVocab:
+    """``a`` and ``b``, and a token of many ``a`` before a ``c``, which no other token has."""
+    tokens = [b"", b"", b"a", b"b", b"a" * length + b"c"]
+    return ByteVocab.from_bytes(tokens, bos_token_id=0, eos_token_ids=[1])
+
+
+@pytest.mark.parametrize("length", [40, 600])
+async def test_healing_evaluates_no_place_of_a_partial_token_twice(length):
+    lm = Counting({(0,): 4}, long_token(length))
+    state = await narrow(lm, b"a" * length)
+    lm.calls = 0
+    healed = await (state << ord("b"))
+    assert [(c.tokens, c.partial) for c in healed] == [((0, *[2] * length), b"b")]
+    assert lm.calls == length + 1
+
+
+@pytest.mark.parametrize("length", [1, 40, 600])
+@pytest.mark.parametrize("b", [ord("x"), ord("c")])
+async def test_what_the_vocabulary_cannot_spell_costs_no_evaluation(length, b):
+    """No token begins with either; ``c`` may follow one ``a`` more alone."""
+    lm = Counting({(0,): 4}, long_token(length + 1))
+    state = await narrow(lm, b"a" * length)
+    lm.calls = 0
+    with pytest.raises(EmptyBeam, match="no token that begins with this byte"):
+        await (state << b)
+    assert lm.calls == 0
+
+
+class Dead(Counting):
+    """No token but the first has any probability after ``a``."""
+
+    def row(self, token_ids):
+        row = super().row(token_ids).copy()
+        if len(token_ids) > 1:
+            row[2:] = -np.inf
+            row[1] = 0.0
+        return row
+
+
+async def test_healing_is_bounded_where_the_model_gives_no_probability():
+    tokens = [b"", b"", b"a", b"b", b"aa", b"aaa", b"a" * 30 + b"c"]
+    vocab = ByteVocab.from_bytes(tokens, bos_token_id=0, eos_token_ids=[1])
+    lm = Dead({(0,): 6}, vocab)
+    state = await narrow(lm, b"a" * 30)
+    lm.calls = 0
+    with pytest.raises(EmptyBeam):
+        await (state << ord("b"))
+    assert lm.calls <= 2 * 31
+
+
+async def test_a_limit_on_splits_costs_nothing_where_it_is_too_low():
+    lm = Counting({(0,): 4}, long_token(40))
+    state = await narrow(lm, b"a" * 40, heal_max_splits=38)
+    lm.calls = 0
+    with pytest.raises(EmptyBeam):
+        await (state << ord("b"))
+    assert lm.calls == 0
+    state = await narrow(lm, b"a" * 40, heal_max_splits=39)
+    assert (await (state << ord("b"))).context == b"a" * 40 + b"b"
