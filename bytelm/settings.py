@@ -150,7 +150,8 @@ class ServerSettings(BaseSettings):
     max_walked_bytes: int = Field(
         8192,
         ge=1,
-        description="The longest context that is followed byte by byte, with prefill exact.",
+        description="The longest text that is followed byte by byte: with prefill exact, and by "
+        "a session's advance.",
     )
     max_row_values: int = Field(
         1 << 20, ge=1, description="The most log-probabilities in one JSON answer."

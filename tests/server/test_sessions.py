@@ -156,6 +156,28 @@ async def test_prefill_reads_a_long_text(create, begun, mode) -> None:
     assert session.get()["length"] == 10 + len(text)
 
 
+@pytest.mark.parametrize(
+    ("made", "call", "body"),
+    [
+        ("fast", "advance", {}),
+        ("fast", "prefill", {"prefill": "exact"}),
+        ("exact", "prefill", {}),
+        ("exact", "prefill", {"prefill": "exact"}),
+    ],
+)
+def test_what_is_walked_has_a_limit_in_every_call(create, made, call, body) -> None:
+    session = create(prefill=made)
+    answer = session.post(call, bytes="the " * 38, **body)
+    assert code_of(answer, 400) == "limit_exceeded"
+    assert "at most 150 bytes" in answer.json()["error"]["message"]
+    assert session.get()["length"] == 0
+
+
+def test_a_session_made_for_exact_prefill_may_read_a_long_text_fast(create) -> None:
+    session = create(prefill="exact")
+    assert session("prefill", bytes="the " * 38, prefill="fast")["length"] == 152
+
+
 async def test_segments_carry_special_tokens(create, begun, lm) -> None:
     end = lm.vocab.token_text.index("<|im_end|>")
     session = create(context={"segments": [{"token": "<|im_start|>"}, {"text": "he"}]})

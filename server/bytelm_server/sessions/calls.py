@@ -172,7 +172,8 @@ class SessionCalls:
 
         async def work(state: SessionState, lm: CountingLM) -> tuple[SessionState, Answer]:
             with _naming(call):
-                self._check_length(state, call, call.prefill == "exact")
+                exact = isinstance(state, ByteState) and (call.prefill or state.mode) == "exact"
+                self._check_length(state, call, walked=exact)
                 lm.bytes_in += text_length(call)
                 after = await state.prefilled(call, call.prefill)
             return after, {"usage": usage_of(lm)}
