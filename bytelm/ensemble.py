@@ -31,6 +31,9 @@ from bytelm.logprobs import EOS, SIZE, LazyByteProbs, check_symbol, checked_byte
 
 T = TypeVar("T")
 
+OUT = np.full(SIZE, -np.inf)
+"""What a model that is out says of the next symbol."""
+
 Mode = Literal["mixture", "pool", "product"]
 """How the models' distributions become one; see this module."""
 
@@ -123,14 +126,24 @@ class Ensemble(StatefulByteLM):
             EmptyBeam: when no symbol has probability in all models of a product.
         """
         self._check_open()
-        logps, weights = await self._next.get(), self.log_weights
-        if self.mode == "product":
-            total = (np.exp(weights)[:, None] * logps).sum(axis=0)
-        else:
-            total = _log_sum_exp(weights[:, None] + logps)
+        total = self._combined(await self._next.get())
         if not total.max() > -np.inf:
             raise EmptyBeam("the models agree on no next byte: use a pool or a mixture")
-        return LazyByteProbs(total - _log_sum_exp(total[:, None]))
+        report = total - _log_sum_exp(total[:, None])
+        drawable = await self._next.drawable()
+        if drawable is None:
+            return LazyByteProbs(report)
+        kept = self._combined(drawable)
+        # Where the models agree on nothing that they know well, the report is all there is.
+        return LazyByteProbs(
+            report, kept=np.exp(kept - kept.max()) if kept.max() > -np.inf else None
+        )
+
+    def _combined(self, logps: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The models' distributions, float64 ``[models, 258]``, as one that is not normalised."""
+        if self.mode == "product":
+            return (np.exp(self.log_weights)[:, None] * logps).sum(axis=0)
+        return _log_sum_exp(self.log_weights[:, None] + logps)
 
     async def __lshift__(self, b: int) -> Self:
         b = check_symbol(b)
@@ -221,22 +234,23 @@ class _Distributions:
 
     def __init__(self, states: Sequence[StatefulByteLM | None]) -> None:
         self._states = states
-        self._logps: NDArray[np.float64] | None = None
+        self._told: list[LazyByteProbs | None] = []
 
     async def get(self) -> NDArray[np.float64]:
         """Float64 ``[models, 258]``; -inf of a model that is out."""
-        if self._logps is None:
-            logps = np.full((len(self._states), SIZE), -np.inf)
-            asked = [i for i, state in enumerate(self._states) if state is not None]
-            told = await _gather(self._ask(i) for i in asked)
-            logps[asked] = told
-            self._logps = logps
-        return self._logps
+        if not self._told:
+            self._told = await _gather(
+                _nothing() if state is None else state.logp_next() for state in self._states
+            )
+        return np.array([OUT if told is None else told.ps for told in self._told])
 
-    async def _ask(self, i: int) -> NDArray[np.float64]:
-        state = self._states[i]
-        assert state is not None
-        return (await state.logp_next()).ps
+    async def drawable(self) -> NDArray[np.float64] | None:
+        """What may be drawn of each model's, in the same form; None if that is the same."""
+        await self.get()
+        chosen = [None if told is None else told.drawable for told in self._told]
+        if all(one is told for one, told in zip(chosen, self._told, strict=True)):
+            return None
+        return np.array([OUT if one is None else one.ps for one in chosen])
 
 
 async def _moved(state: StatefulByteLM, b: int) -> StatefulByteLM | EmptyBeam:

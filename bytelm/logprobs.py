@@ -61,15 +61,34 @@ class LazyByteProbs:
     Args:
         ps: float64 ``[258]``: 256 bytes, EOT, EOS.
         log_space: whether ``ps`` holds natural logarithms (the default) or probabilities.
+        kept: what ``drawable`` is in proportion to, where it is another distribution.
     """
 
-    __slots__ = ("log_space", "ps")
+    __slots__ = ("_kept", "log_space", "ps")
 
-    def __init__(self, ps: NDArray[np.float64], log_space: bool = True) -> None:
+    def __init__(
+        self,
+        ps: NDArray[np.float64],
+        log_space: bool = True,
+        kept: NDArray[np.float64] | None = None,
+    ) -> None:
         if len(ps) != SIZE:
             raise ByteError(f"a byte distribution has {SIZE} entries, got {len(ps)}")
         self.ps = ps
         self.log_space = log_space
+        self._kept = kept
+
+    @property
+    def drawable(self) -> LazyByteProbs:
+        """What greedy and sampling choose from.
+
+        The same distribution, except where some of it stands in for what nobody evaluated
+        (``BeamParams.deferred``): no byte is ever drawn from that.
+        """
+        if self._kept is None:
+            return self
+        with np.errstate(divide="ignore"):
+            return LazyByteProbs(np.log(self._kept / self._kept.sum()))
 
     def __getitem__(self, b: Symbol) -> float:
         """The entry of a byte, of EOT (None) or of EOS (257)."""

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from bytelm import memory
 from bytelm.errors import BeamError, VocabError
 from bytelm.logprobs import EOS, SIZE
+from bytelm.stand_in import StandIn
 from bytelm.token_lm import AsyncTokenLM
 from bytelm.trie import REORDER, TokenTrie
 from bytelm.vocab import ByteVocab
@@ -192,6 +193,10 @@ class Row:
             total = float(self._exact(lo, hi).sum())
         return math.log(total / self.mass) if total > 0.0 else -math.inf
 
+    def log_prob(self, token: int) -> float:
+        """Log-probability that the next token is this one, which has bytes."""
+        return float(self.logprobs[token]) - math.log(self.mass)
+
 
 class RowSource:
     """Evaluates contexts of one token LM, with one reading of its special and EOS tokens.
@@ -215,6 +220,7 @@ class RowSource:
         self.lm = lm
         self.vocab: ByteVocab = lm.vocab.literal() if literal else lm.vocab
         self.trie = TokenTrie.of(self.vocab)
+        self.stand_in = StandIn.of(self.vocab)
         ids = self.vocab.eos_token_ids if eos_tokens is None else self._find(eos_tokens)
         in_trie = [i for i in ids if self.vocab.token_bytes[i]]
         self._eos_ids = np.array(sorted(ids), np.int64)

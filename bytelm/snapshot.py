@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bytelm.beam import BeamParams, ByteBeamState, Path, gather, kernels
+from bytelm.beam.deferred import NOTHING, Deferred, Item
 from bytelm.errors import EmptyBeam, SnapshotError
 from bytelm.rows import Row, RowSource
 from bytelm.token_lm import AsyncTokenLM
@@ -32,10 +33,13 @@ from bytelm.trie import ROOT, TokenTrie
 GROWTH = 64
 """A trunk grows by a multiple of so many tokens."""
 
-_FORMAT = 1
+# The second form has deferred items behind all else.
+_FORMAT, _WITH_ITEMS = 1, 2
 # Format, flags, length of the anchor, of the trunk, candidates, bytes of the longest partial.
 _HEADER = struct.Struct("<BBIIII")
 _TERMINATED, _IS_CUT = 1, 2
+# Items, bytes of the longest one's, the remainder.
+_DEFERRED = struct.Struct("<IId")
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,7 @@ class _Kept:
     weights: NDArray[np.float64]
     masses: NDArray[np.float64]
     partial: bytes
+    deferred: Deferred  # the items' paths without the trunk
 
 
 @dataclass(frozen=True)
@@ -75,7 +80,8 @@ class Snapshot:
         """
         candidates, roots = state._candidates, state._roots
         paths = [*state._paths, *(path for path, _ in roots)]
-        trunk = _trunk(paths, before)
+        deferred = state._deferred
+        trunk = _trunk([*paths, *(item.path for item in deferred.items)], before)
         suffixes = [path[len(trunk) :] for path in paths]
         trie = state.source.trie
         below = len(roots)
@@ -85,9 +91,8 @@ class Snapshot:
         longest = int(partials.argmax())
         partial = trie.prefix(candidates.node[longest]) if partials[longest] else b""
         flags = _TERMINATED * state.terminated | _IS_CUT * state._is_cut
-        header = _HEADER.pack(
-            _FORMAT, flags, len(state._anchor), len(trunk), len(paths), len(partial)
-        )
+        form = _FORMAT if deferred == NOTHING else _WITH_ITEMS
+        header = _HEADER.pack(form, flags, len(state._anchor), len(trunk), len(paths), len(partial))
         parts = [
             np.array([len(suffix) for suffix in suffixes], "<u4"),
             partials.astype("<i4"),
@@ -95,7 +100,10 @@ class Snapshot:
             masses.astype("<f8"),
             np.array([token for suffix in suffixes for token in suffix], "<u4"),
         ]
-        return cls(trunk, b"".join([header, partial, *(part.tobytes() for part in parts)]))
+        head = [header, partial, *(part.tobytes() for part in parts)]
+        if form == _WITH_ITEMS:
+            head.append(_packed(deferred, len(trunk)))
+        return cls(trunk, b"".join(head))
 
     async def restored(self, lm: AsyncTokenLM, params: BeamParams) -> ByteBeamState:
         """The state again: the same distributions wherever the model gives the same rows.
@@ -113,7 +121,9 @@ class Snapshot:
         paths = [(*self.trunk, *suffix) for suffix in kept.suffixes]
         size = source.vocab.size
         if any(token >= size for token in self.trunk) or any(
-            token >= size for suffix in kept.suffixes for token in suffix
+            token >= size
+            for suffix in [*kept.suffixes, *(item.path for item in kept.deferred.items)]
+            for token in suffix
         ):
             raise SnapshotError("the snapshot has tokens that the vocabulary has not")
         anchor = paths[0][: kept.anchor]
@@ -126,6 +136,9 @@ class Snapshot:
             for path, weight, length in zip(paths, weights, kept.partials, strict=True)
             if not length
         ]
+        state._deferred = kept.deferred._replace(
+            items=tuple(i._replace(path=(*self.trunk, *i.path)) for i in kept.deferred.items)
+        )
         if under_way := [i for i, length in enumerate(kept.partials) if length]:
             await _reopen(state, [paths[i] for i in under_way], kept, under_way)
         return state
@@ -142,9 +155,11 @@ class Snapshot:
                 at += arrays[-1].nbytes
             lengths, partials, weights, masses = arrays
             tokens = np.frombuffer(self.head, "<u4", int(lengths.sum()), at).tolist()
+            at += 4 * len(tokens)
+            deferred = _unpacked(self.head, at) if form == _WITH_ITEMS else NOTHING
         except (struct.error, ValueError) as error:
             raise SnapshotError(f"this is no snapshot: {error}") from error
-        if form != _FORMAT or not count or trunk != len(self.trunk):
+        if form not in (_FORMAT, _WITH_ITEMS) or not count or trunk != len(self.trunk):
             raise SnapshotError("this is no snapshot of this version, or it has another trunk")
         if partials.min() < 0 or partials.max() > length:
             raise SnapshotError("the snapshot has not the bytes that its candidates have")
@@ -161,7 +176,44 @@ class Snapshot:
             weights,
             masses,
             partial,
+            deferred,
         )
+
+
+def _packed(deferred: Deferred, trunk: int) -> bytes:
+    """Items without their first ``trunk`` tokens; the bytes of each are the longest one's last."""
+    items = deferred.items
+    longest = max((item.since for item in items), key=len, default=b"")
+    parts = [
+        np.array([len(item.path) - trunk for item in items], "<u4"),
+        np.array([len(item.since) for item in items], "<u4"),
+        np.array([item.weight for item in items], "<f8"),
+        np.array([item.share for item in items], "<f8"),
+        np.array([token for item in items for token in item.path[trunk:]], "<u4"),
+    ]
+    header = _DEFERRED.pack(len(items), len(longest), deferred.rest)
+    return b"".join([header, longest, *(part.tobytes() for part in parts)])
+
+
+def _unpacked(head: bytes, at: int) -> Deferred:
+    count, length, rest = _DEFERRED.unpack_from(head, at)
+    at += _DEFERRED.size
+    longest = head[at : at + length]
+    at += length
+    arrays = []
+    for dtype in ("<u4", "<u4", "<f8", "<f8"):
+        arrays.append(np.frombuffer(head, dtype, count, at))
+        at += arrays[-1].nbytes
+    lengths, since, weights, shares = (array.tolist() for array in arrays)
+    tokens = np.frombuffer(head, "<u4", sum(lengths), at).tolist()
+    if max(since, default=0) > len(longest):
+        raise ValueError("it has not the bytes that its items have")
+    items, end = [], 0
+    for n, m, weight, share in zip(lengths, since, weights, shares, strict=True):
+        end += n
+        bytes_since = longest[len(longest) - m :]
+        items.append(Item(tuple(tokens[end - n : end]), bytes_since, weight, share))
+    return Deferred(tuple(items), rest)
 
 
 def _trunk(paths: Sequence[Path], before: Path) -> Path:

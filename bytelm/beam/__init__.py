@@ -1,6 +1,8 @@
 """The byte beam: sums over tokenizations, pruned to the likely ones."""
 
+from bytelm.beam.deferred import POINTER, Path
+from bytelm.beam.late import gather
 from bytelm.beam.params import BeamParams
-from bytelm.beam.state import POINTER, ByteBeamState, Candidate, Path, gather
+from bytelm.beam.state import ByteBeamState, Candidate
 
 __all__ = ["POINTER", "BeamParams", "ByteBeamState", "Candidate", "Path", "gather"]

@@ -57,12 +57,8 @@ def mix_children(
     first: I32,
     byte: U8,
     top: float,
-) -> tuple[F64, bool]:
-    """The candidates' next bytes, mixed by weight: float64 ``[258]``, in units of exp(top).
-
-    Returns:
-        The mixture, and whether any byte has some probability.
-    """
+) -> F64:
+    """The candidates' next bytes, mixed by weight: float64 ``[258]``, in units of exp(top)."""
     total = np.zeros(SIZE)
     for i in range(weight.size):
         x = node[i]
@@ -70,7 +66,7 @@ def mix_children(
         at = start[i] - lo[x]
         for c in range(first[x], first[x + 1]):
             total[byte[c]] += scale * sum_range(pieces, at + lo[c], at + hi[c])
-    return total, bool(total.any())
+    return total
 
 
 @njit(cache=True, nogil=True)
@@ -95,12 +91,8 @@ def extensions(
     lo: I32,
     end: I32,
     order: U32,
-    log_z: float,
-    log_threshold: float,
 ) -> tuple[I64, I64, F64]:
-    """The tokens that may end at the candidates' nodes and weigh enough to be evaluated.
-
-    The weights of all extensions join Z (from ``log_z``) before any is compared with it.
+    """The tokens that may end at the candidates' nodes.
 
     Returns:
         Candidate index, token id and weight of each.
@@ -120,16 +112,8 @@ def extensions(
                 parent[n] = i
                 token[n] = order[lo[x] + j]
                 extended[n] = weight[i] + math.log(p / mass[i])
-                log_z = np.logaddexp(log_z, extended[n])
                 n += 1
-    kept = 0
-    for j in range(n):
-        if extended[j] - log_z > log_threshold:
-            parent[kept] = parent[j]
-            token[kept] = token[j]
-            extended[kept] = extended[j]
-            kept += 1
-    return parent[:kept], token[:kept], extended[:kept]
+    return parent[:n], token[:n], extended[:n]
 
 
 @njit(cache=True, nogil=True)

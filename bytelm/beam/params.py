@@ -8,8 +8,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Literal
 
 from bytelm.errors import BeamError
+
+LISTED = 16
+"""How many deferred items a beam lists at most; the others share one remainder."""
 
 
 @dataclass
@@ -33,6 +37,13 @@ class BeamParams:
         max_context_length: how many tokens a context has at most, at least 2. A state that reaches
             it goes on with the last half of them, from a word's end on, behind the first token
             (BOS). None for the model's limit, at which a text ends.
+        deferred: keep the mass of what is dropped, so that no byte that the vocabulary can spell
+            there has probability zero; see ``bytelm.beam.reference``. It takes the place of
+            healing.
+        tokenizations: what is summed over: ``"all"``, or ``"canonical"`` for those that the
+            tokenizer itself can give.
+        keep_canonical: ``prune`` keeps the candidate that is the canonical tokenization of the
+            context, whatever its rank.
 
     Raises:
         BeamError: when a value is outside its range.
@@ -48,6 +59,9 @@ class BeamParams:
     eos_tokens: Iterable[bytes | int] | None = None
     special_tokens: str = "special"
     max_context_length: int | None = None
+    deferred: bool = False
+    tokenizations: Literal["all", "canonical"] = "all"
+    keep_canonical: bool = False
     log_prune_threshold: float = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -63,6 +77,8 @@ class BeamParams:
             raise BeamError(
                 f'special_tokens is "special" or "literal", got {self.special_tokens!r}'
             )
+        if self.tokenizations not in ("all", "canonical"):
+            raise BeamError(f'tokenizations is "all" or "canonical", got {self.tokenizations!r}')
         if self.max_context_length is not None and self.max_context_length < 2:
             raise BeamError(
                 f"max_context_length must be at least 2 for bytes, got {self.max_context_length}"

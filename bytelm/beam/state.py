@@ -14,7 +14,7 @@ import asyncio
 import contextlib
 import html
 import math
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
@@ -22,6 +22,8 @@ from numpy.typing import NDArray
 
 from bytelm import read_ahead
 from bytelm.beam import kernels
+from bytelm.beam.deferred import NOTHING, POINTER, Deferred, Path
+from bytelm.beam.late import Known, Part, canonical, gather, settle, spell
 from bytelm.beam.params import BeamParams
 from bytelm.byte_lm import StatefulByteLM
 from bytelm.draws import Draw
@@ -32,9 +34,10 @@ from bytelm.logprobs import EOS, Chart, LazyByteProbs, check_symbol, checked_byt
 from bytelm.prefill import TAIL, Trunk, TrunkFinder
 from bytelm.read_ahead import Ahead
 from bytelm.rows import Row, RowSource
+from bytelm.stand_in import START, can_follow
 from bytelm.threads import by_length
 from bytelm.token_lm import AsyncTokenLM, StatefulTokenizedLM
-from bytelm.trie import ROOT
+from bytelm.trie import ROOT, TokenTrie
 
 if TYPE_CHECKING:
     from bytelm.token_sampling import Method
@@ -46,11 +49,8 @@ AHEAD = 64
 JOINED = 16
 """Tokens that a text may have less behind a state than by itself, amply."""
 
-POINTER = 8
-"""Bytes that a tuple takes for each of its items."""
-
-Path = tuple[int, ...]
-"""The tokens of a candidate, the initial context included, the partial token not."""
+RECENT = 64
+"""So many bytes tell which can follow, where not every byte of a token is one."""
 
 
 class Candidate(NamedTuple):
@@ -110,12 +110,22 @@ class _Wanted(NamedTuple):
     weight: float
 
 
+_RESORT = (-2, 0)
+"""The key of the last resort."""
+
+
 class _Opened(NamedTuple):
     """A candidate at the root of the trie, with the evaluation of its tokens."""
 
     path: Path
     weight: float
     row: Row
+
+    def moved(self, trie: TokenTrie, child: int, b: int) -> Part:
+        """One byte on, which leads to ``child``."""
+        share = self.row.root[b]
+        piece, mass = self.row.piece(trie.lo[child], trie.hi[child], share)
+        return Part(self.path, self.weight + math.log(share), child, mass, piece)
 
 
 class ByteBeamState(StatefulByteLM):
@@ -138,6 +148,7 @@ class ByteBeamState(StatefulByteLM):
         rows: dict[tuple[int, int], Row] | None = None,
         is_cut: bool = False,
         ahead: Ahead = read_ahead.NOTHING,
+        deferred: Deferred = NOTHING,
     ) -> None:
         """For this package; users begin with ``initial``.
 
@@ -152,6 +163,7 @@ class ByteBeamState(StatefulByteLM):
             rows: evaluations made so far, by (candidate, token that ends it).
             is_cut: whether ``max_context_length`` took something from the beginning.
             ahead: evaluations of extensions that were asked for in advance.
+            deferred: what was not evaluated, but has mass.
         """
         self.source = source
         self.params = params
@@ -163,6 +175,7 @@ class ByteBeamState(StatefulByteLM):
         self._rows: dict[tuple[int, int], Row] = {} if rows is None else rows
         self._is_cut = is_cut
         self._ahead = ahead.of_candidates(source.trie, paths, candidates.node)
+        self._deferred = deferred
         self._log_z: float | None = None
 
     @classmethod
@@ -228,6 +241,11 @@ class ByteBeamState(StatefulByteLM):
         return self._log_z
 
     @property
+    def deferred_share(self) -> float:
+        """What stands in for tokenizations that were not evaluated, as a multiple of exp(logZ)."""
+        return math.exp(self._deferred.log_mass - self.logZ)
+
+    @property
     def context(self) -> bytes:
         """The bytes consumed so far, without those that ``max_context_length`` left out."""
         # Nobody consumed what is no text, even where it is read as the bytes of its name.
@@ -243,8 +261,10 @@ class ByteBeamState(StatefulByteLM):
             return any(not self.source.fits(len(path)) for path, _ in self._roots)
         if self.source.fits(len(self._paths[0]) + 1):
             return False
-        extensions = self._extensions(self.logZ, self.params.log_prune_threshold)
-        return any(one.key[0] == 0 for one in extensions)
+        extensions = self._extensions()
+        least = log_sum([self.logZ, *(one.weight for one in extensions)])
+        least += self.params.log_prune_threshold
+        return any(one.key[0] == 0 and one.weight > least for one in extensions)
 
     @property
     def _prefix(self) -> bytes:
@@ -279,7 +299,7 @@ class ByteBeamState(StatefulByteLM):
         rows = sum(row.nbytes for row in self._rows.values())
         paths = POINTER * sum(map(len, self._paths))
         candidates = sum(array.nbytes for array in self._candidates)
-        return candidates + paths + rows + self._ahead.nbytes
+        return candidates + paths + rows + self._ahead.nbytes + self._deferred.nbytes
 
     def on(self, lm: AsyncTokenLM) -> Self:
         """The same state, evaluated from here on by another token LM, which runs the same model."""
@@ -292,22 +312,22 @@ class ByteBeamState(StatefulByteLM):
     async def logp_next(self) -> LazyByteProbs:
         """The distribution over the next byte or EOS; evaluates extensions that weigh enough."""
         self._check_open()
-        trie = self.source.trie
         top = self.logZ
-        total, some = kernels.mix_children(
-            *self._candidates, trie.lo, trie.hi, trie.first, trie.byte, top
-        )
-        if wanted := self._wanted(top, need_one=not some):
-            for _, weight, row in await self._open(wanted):
-                total += math.exp(weight - top) * row.root
-                some = True
-        if not some:
+        total = self._mixed()
+        wanted, others = await self._wanted(top, need_one=not total.any())
+        for _, weight, row in await self._open(wanted):
+            total += math.exp(weight - top) * row.root
+        if not total.any():
             raise EmptyBeam(
                 f"no candidate after {_ending(self.context)} can go on: all that are left stand at "
                 "the longest context that the model takes, or have no probability; "
                 "raise K or lower prune_threshold, or use a shorter context"
             )
-        return LazyByteProbs(kernels.log_normalised(total))
+        if not self.params.deferred:
+            return LazyByteProbs(kernels.log_normalised(total))
+        held = log_sum([self._deferred.log_mass, *(one.weight for one in others)])
+        report = total + math.exp(held - top) * self._stand_in()
+        return LazyByteProbs(kernels.log_normalised(report), kept=total)
 
     async def __lshift__(self, b: int) -> Self:
         state = await self._moved(b)
@@ -325,22 +345,28 @@ class ByteBeamState(StatefulByteLM):
         """
         b = check_symbol(b)
         self._check_open()
-        trie = self.source.trie
+        trie, deferred = self.source.trie, self.params.deferred
         log_z, parent, *moved = kernels.advance(
             *self._candidates, trie.lo, trie.hi, trie.first, trie.byte, b
         )
-        opened: list[_Opened] = []
+        need_one = not len(parent) and not (deferred and self._mixed().any())
+        wanted, others = await self._wanted(self.logZ if deferred else log_z, need_one)
         begins = b == EOS or trie.child(ROOT, b) >= 0
-        if begins and (wanted := self._wanted(log_z, need_one=not len(parent))):
-            opened = [o for o in await self._open(wanted, way) if o.row.root[b] > 0.0]
+        opened = await self._open(wanted, way) if begins else []
         if b == EOS:
-            ended = [(o.path, o.weight + math.log(o.row.root[EOS])) for o in opened]
-            state = self._with((), _NONE, sorted(ended, key=lambda e: -e[1]), terminated=True)
+            state = await self._ended(opened, others)
         else:
+            opened = [o for o in opened if o.row.root[b] > 0.0]
             paths = [self._paths[i] for i in parent.tolist()]
-            state = self._joined(paths, _Candidates(*moved), opened, b)
+            child = trie.child(ROOT, b)
+            parts = [o.moved(trie, child, b) for o in opened]
+            candidates = _Candidates(*moved)
+            if deferred:
+                state = await self._settled(paths, candidates, parts, b, others)
+            else:
+                state = self._joined(paths, candidates, parts)
         if not len(state):
-            healed = await heal(self, b) if self.params.heal else None
+            healed = await heal(self, b) if self.params.heal and not deferred else None
             if healed is None:
                 raise EmptyBeam(self._why_empty(b))
             state = healed
@@ -392,12 +418,22 @@ class ByteBeamState(StatefulByteLM):
         if len(weight) <= 1:
             return self
         threshold = self.logZ + self.params.log_prune_threshold
-        kept = max(1, int(np.count_nonzero(weight > threshold)))
+        most = max(1, int(np.count_nonzero(weight > threshold)))
         if self.params.K is not None:
-            kept = min(kept, self.params.K)
-        if kept == len(weight):
+            most = min(most, self.params.K)
+        kept = list(range(most))
+        if self.params.keep_canonical:
+            kept += [i for i in range(most, len(weight)) if self._is_canonical(i)]
+        if len(kept) == len(weight):
             return self
-        return self._with(self._paths[:kept], self._candidates.chosen(slice(kept)), rows=self._rows)
+        candidates = self._candidates.chosen(np.array(kept))
+        places = {i: place for place, i in enumerate(kept)}
+        rows = {(places[i], t): row for (i, t), row in self._rows.items() if i in places}
+        state = self._with([self._paths[i] for i in kept], candidates, rows=rows)
+        if self.params.deferred:
+            dropped = kernels.log_sum_exp(np.delete(weight, kept))
+            state._deferred = self._deferred.without(dropped)
+        return state
 
     async def prefill(
         self, bs: bytes | Iterable[int], mode: str = "fast", tail: int = TAIL
@@ -505,19 +541,141 @@ class ByteBeamState(StatefulByteLM):
 
     # How it gets there.
 
-    def _wanted(self, log_z: float, need_one: bool) -> list[_Wanted]:
-        """The candidates at the root, and the extensions that weigh enough.
+    async def _wanted(self, log_z: float, need_one: bool) -> tuple[list[_Wanted], list[_Wanted]]:
+        """The candidates at the root with the extensions that weigh enough, and the others.
 
         Args:
             log_z: what the extensions' weights are added to before they are compared with it.
             need_one: take the heaviest extension if none weighs enough.
         """
-        wanted = self._extensions(log_z, self.params.log_prune_threshold)
+        found = [one for one in self._extensions() if self._fits(len(one.path))]
+        wanted, others = found, []
+        if found:
+            least = log_sum([log_z, *(one.weight for one in found)])
+            least += self.params.log_prune_threshold
+            wanted = [one for one in found if one.weight > least]
+            others = [one for one in found if not one.weight > least]
         if self._roots:
-            wanted += [_Wanted((-1, i), *root) for i, root in enumerate(self._roots)]
+            roots = [_Wanted((-1, i), *root) for i, root in enumerate(self._roots)]
+            wanted = wanted + [one for one in roots if self._fits(len(one.path))]
         if not wanted and need_one:
-            wanted = sorted(self._extensions(log_z, -math.inf), key=lambda one: -one.weight)[:1]
-        return [one for one in wanted if self._fits(len(one.path))] if wanted else wanted
+            others.sort(key=lambda one: -one.weight)
+            wanted, others = others[:1], others[1:]
+            if not wanted and self.params.deferred:
+                wanted = await self._last_resort()
+        return wanted, others
+
+    async def _last_resort(self) -> list[_Wanted]:
+        """The canonical tokenization of the text, where nothing else can go on."""
+        found = await self._canonical(self._text, whole=True)
+        if found is None:
+            return []
+        path, weight, _, self._rows[_RESORT] = found
+        return [_Wanted(_RESORT, path, weight)]
+
+    async def _canonical(self, text: bytes, whole: bool) -> tuple[Path, float, bytes, Row] | None:
+        """See ``late.canonical``."""
+        nodes = self._candidates.node.tolist()
+        known = [
+            Known(path, float(weight), node)
+            for path, weight, node in zip(self._paths, self._candidates.weight, nodes, strict=True)
+        ]
+        known += [Known(path, weight, ROOT) for path, weight in self._roots]
+        return await canonical(self.source, len(self._anchor), text, whole, known, self._fits)
+
+    def _mixed(self) -> NDArray[np.float64]:
+        """The candidates' next bytes, mixed by weight: float64 ``[258]``, in units of exp(logZ)."""
+        trie = self.source.trie
+        return kernels.mix_children(
+            *self._candidates, trie.lo, trie.hi, trie.first, trie.byte, self.logZ
+        )
+
+    def _stand_in(self) -> NDArray[np.float64]:
+        """What the next byte of all that is deferred is taken to be: float64 ``[258]``."""
+        source, trie = self.source, self.source.trie
+        last = START
+        if self._paths:
+            last = int(trie.byte[self._candidates.node[0]])
+        elif self._roots and (end := source.vocab.token_bytes[self._roots[0][0][-1]]):
+            last = end[-1]
+        probs = source.stand_in.probs[last]
+        if source.stand_in.is_closed and source.eos_ids:
+            return probs
+        return probs * can_follow(trie, self._recent(), bool(source.eos_ids))
+
+    def _recent(self) -> bytes:
+        """The end of the text, from where some candidate's token begins."""
+        path = self._paths[0] if self._paths else self._roots[0][0]
+        text = self.source.trie.prefix(self._candidates.node[0]) if self._paths else b""
+        for token in reversed(path[len(self._anchor) :]):
+            if len(text) > RECENT:
+                break
+            text = self.source.vocab.token_bytes[token] + text
+        return text
+
+    def _admits(self, path: Path, token: int) -> bool:
+        """Whether ``path`` may go on with a token that has ended."""
+        return True
+
+    def _is_canonical(self, which: int) -> bool:
+        """Whether a candidate is the canonical tokenization of the text."""
+        spelled = spell(self.source.vocab, self.source.trie, self._text, whole=False)
+        assert spelled is not None
+        tokens, partial = spelled
+        node = self._candidates.node[which]
+        path = self._paths[which][len(self._anchor) :]
+        return path == tokens and self.source.trie.prefix(node) == partial
+
+    async def _ended(self, opened: list[_Opened], others: list[_Wanted]) -> Self:
+        """The state after EOS; empty when nothing can end here."""
+        spare = sorted(others, key=lambda one: -one.weight) if self.params.deferred else []
+        while not any(self._ends(one) for one in opened) and self.params.deferred:
+            wanted = [spare.pop(0)] if spare else await self._last_resort()
+            opened = await self._open(wanted)
+            if not spare:
+                break
+        ended = [(o.path, o.weight + math.log(p)) for o in opened if (p := self._ends(o)) > 0.0]
+        return self._with((), _NONE, sorted(ended, key=lambda e: -e[1]), terminated=True)
+
+    def _ends(self, one: _Opened) -> float:
+        """The probability that the text ends behind tokens that ended."""
+        return float(one.row.root[EOS])
+
+    async def _settled(
+        self,
+        paths: list[Path],
+        moved: _Candidates,
+        parts: list[Part],
+        b: int,
+        others: Sequence[_Wanted],
+    ) -> Self:
+        """The state after ``b`` with what is deferred; empty when nothing has any probability.
+
+        Args:
+            paths: of the candidates that moved by ``b``.
+            moved: these.
+            parts: the evaluated extensions, moved by ``b``.
+            b: the byte.
+            others: the extensions that were not evaluated.
+        """
+        source, params = self.source, self.params
+        with np.errstate(divide="ignore"):
+            log_q = float(np.log(self._stand_in()[b]))
+        deferred = self._deferred.after(b, log_q, [(o.path, o.weight) for o in others])
+        log_z = log_sum([kernels.log_sum_exp(moved.weight), *(part.weight for part in parts)])
+        late, deferred = await settle(
+            source, deferred, log_z, params.log_prune_threshold, self._fits, self._admits
+        )
+        if not paths and not parts and not late:
+            text = self._text + bytes([b])
+            found = await self._canonical(text, whole=False)
+            if found is not None:
+                path, weight, partial, row = found
+                node = source.trie.descend(partial)
+                late = [part] if (part := Part.of(path, weight, row, source.trie, node)) else []
+        state = self._joined(paths, moved, [*parts, *late])
+        state._deferred = deferred.settled(state.logZ)
+        return state
 
     async def _open(self, wanted: Sequence[_Wanted], way: bytes = b"") -> list[_Opened]:
         """Evaluates what was not evaluated yet; ``way`` are the next bytes, where known."""
@@ -560,43 +718,31 @@ class ByteBeamState(StatefulByteLM):
                 ]
         self._ahead = self._ahead.asking(self.source.lm, soon[: read_ahead.MOST])
 
-    def _extensions(self, log_z: float, log_threshold: float) -> list[_Wanted]:
-        """The extensions above the threshold."""
+    def _extensions(self) -> list[_Wanted]:
+        """All that may end here, as long as it may be."""
         if not self._paths:
             return []
         trie = self.source.trie
-        parent, token, weight = kernels.extensions(
-            *self._candidates, trie.lo, trie.end, trie.order, log_z, log_threshold
-        )
-        if not len(parent):
-            return []
+        parent, token, weight = kernels.extensions(*self._candidates, trie.lo, trie.end, trie.order)
         return [
             _Wanted((i, t), (*self._paths[i], t), w)
             for i, t, w in zip(parent.tolist(), token.tolist(), weight.tolist(), strict=True)
         ]
 
-    def _joined(
-        self, paths: list[Path], moved: _Candidates, opened: Sequence[_Opened], b: int
-    ) -> Self:
-        """The beam of candidates that moved by ``b`` already, and of opened ones that do so now."""
-        if opened:
-            trie = self.source.trie
-            node = trie.child(ROOT, b)
-            pieces, masses = zip(
-                *(o.row.piece(trie.lo[node], trie.hi[node], o.row.root[b]) for o in opened),
-                strict=True,
-            )
-            weights = [o.weight + math.log(o.row.root[b]) for o in opened]
-            size = int(trie.hi[node] - trie.lo[node])
-            starts = len(moved.pieces) + size * np.arange(len(opened), dtype=np.int64)
+    def _joined(self, paths: list[Path], moved: _Candidates, parts: Iterable[Part | None]) -> Self:
+        """The beam of candidates that moved already, and of others that join them."""
+        joining = [part for part in parts if part is not None]
+        if joining:
+            sizes = [len(part.piece) for part in joining]
+            starts = len(moved.pieces) + np.cumsum([0, *sizes[:-1]], dtype=np.int64)
             moved = _Candidates(
-                np.append(moved.weight, weights),
-                np.append(moved.node, np.full(len(opened), node, np.int32)),
+                np.append(moved.weight, [part.weight for part in joining]),
+                np.append(moved.node, np.array([part.node for part in joining], np.int32)),
                 np.append(moved.start, starts),
-                np.append(moved.mass, masses),
-                np.concatenate([moved.pieces, *pieces]),
+                np.append(moved.mass, [part.mass for part in joining]),
+                np.concatenate([moved.pieces, *(part.piece for part in joining)]),
             )
-            paths = paths + [o.path for o in opened]
+            paths = paths + [part.path for part in joining]
         if len(paths) > 1:
             ranks = np.argsort(-moved.weight, kind="stable")
             moved = moved.chosen(ranks)
@@ -671,7 +817,9 @@ class ByteBeamState(StatefulByteLM):
         more = log_z - self.logZ
         candidates = self._candidates._replace(weight=self._candidates.weight + more)
         roots = [(path, weight + more) for path, weight in self._roots]
-        return self._with(self._paths, candidates, roots, self.terminated, self._rows)
+        state = self._with(self._paths, candidates, roots, self.terminated, self._rows)
+        state._deferred = self._deferred.weighing(more)
+        return state
 
     async def _from_trunk(self, trunk: Trunk) -> Self:
         """The state behind a trunk, walked on through the rest.
@@ -746,6 +894,7 @@ class ByteBeamState(StatefulByteLM):
             rows,
             self._is_cut,
             self._ahead,
+            self._deferred,
         )
 
     def _reading(self, source: RowSource) -> Self:
@@ -777,6 +926,8 @@ class ByteBeamState(StatefulByteLM):
     def __repr__(self) -> str:
         lines = [f"Z: {self.logZ}", "Candidates:"]
         lines += [f"({math.exp(c.weight - self.logZ):.4f}) {c!r}" for c in self]
+        if self.deferred_share:
+            lines.append(f"deferred: {self.deferred_share:.2g} of this")
         return "\n".join(lines) + "\n"
 
     def _repr_html_(self) -> str:
@@ -793,20 +944,9 @@ class ByteBeamState(StatefulByteLM):
         )
 
 
-async def gather(calls: Sequence[Awaitable[Row]]) -> list[Row]:
-    """The results of all calls, run concurrently; if one fails or is cancelled, all end."""
-    if len(calls) == 1:
-        return [await calls[0]]
-    if not calls:
-        return []
-    tasks = [asyncio.ensure_future(call) for call in calls]
-    try:
-        return await asyncio.gather(*tasks)
-    except BaseException:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        raise
+def log_sum(weights: Sequence[float]) -> float:
+    """log(sum(exp(weights))); -inf of nothing."""
+    return float(kernels.log_sum_exp(np.array(weights, np.float64)))
 
 
 def _drawn(shares: NDArray[np.floating], u: float) -> int:

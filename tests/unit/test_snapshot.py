@@ -32,6 +32,7 @@ beams = st.builds(
     prune_threshold=st.sampled_from([0.0, 0.01, 0.3]),
     eos_byte_strings=st.sampled_from([None, [b"c"], [b"ab", b" a"]]),
     max_context_length=st.sampled_from([None, 3, 8]),
+    deferred=st.booleans(),
 )
 
 
@@ -42,6 +43,7 @@ def numbers_of(state: ByteBeamState) -> list[object]:
 async def assert_same(one: ByteBeamState, other: ByteBeamState, then: bytes = b"abca b") -> None:
     """The same numbers to the last bit, now and along ``then``."""
     assert numbers_of(one) == numbers_of(other)
+    assert one._deferred == other._deferred
     assert one.context == other.context
     for b in then:
         assert np.array_equal((await one.logp_next()).ps, (await other.logp_next()).ps)

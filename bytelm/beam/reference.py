@@ -1,0 +1,413 @@
+"""The beam in plain Python: what every faster one is compared with, and the page that explains it.
+
+**Definition.** A token LM gives p(t | t1…tn). The probability that a text begins with the bytes x
+is a sum over *candidates*: tokens that have ended, and a *partial* token under way, whose bytes
+together are x. The weight of a candidate is the probability of its ended tokens times the *mass*
+of its partial, which is that of all tokens that begin with it. p(b | x) is the mass of xb divided by
+that of all continuations of x. Without limits the beam holds every candidate, and is this sum
+(``test_equals_brute_force``).
+
+**Extending.** Where a partial is a token itself, that token may have ended: the *extension* of the
+candidate, whose partial is empty. Its weight is known from the candidate's own row, what follows it
+takes an evaluation of the tokens with the new one. So extensions below ``prune_threshold`` are not
+evaluated, and ``prune`` drops candidates: this is all that a beam loses
+(``test_pruned_mass_is_a_lower_bound``).
+
+**Deferring.** What is dropped has mass all the same, and sometimes all that a byte has: after
+"separa" nearly everything stands in " separate", and "b" comes only behind " separ", which ended
+two bytes before. With ``deferred`` it stays in the books: as an *item* (the ended tokens with
+their exact weight e, and the bytes s since) or, beyond the ``LISTED`` largest, in one *remainder*
+r. A stand-in q, a function of the prefix alone, says where it would go::
+
+    p(b | x) = N(xb) / Σ N(x·),   N(xb) = kept mass of xb + (Σ e q(s) + r) q(b)
+
+*First the report, then the evaluation*: when b is consumed, items whose share e q(s) of N(xb) is
+above the threshold are evaluated, and e q(s) becomes e p(s) from the next report on. So a report is
+a function of its prefix, every report sums to 1, and those of all texts of a length do
+(``test_reports_of_all_texts_sum_to_one``). Where nothing else is left the canonical tokenization of
+xb is evaluated, so that whatever has probability can be consumed
+(``test_whatever_has_probability_can_be_consumed``). Its own weight is exact, as all kept ones are,
+so that their sum never exceeds the text's probability; what stands in for the unknown is not let
+grow beyond what is known.
+
+**Canonical tokenizations** (arXiv 2506.07956). A tokenizer gives a text one tokenization; a model
+was hardly trained on the others. With ``tokenizations="canonical"`` a candidate is
+extended only by tokens with which its ended tokens can still begin the canonical tokenization of
+some text, and EOS comes only behind the canonical tokenization of all of it
+(``test_canonical_equals_brute_force``).
+
+**Trunks.** Text that is known in advance can begin at any token boundary that every continuation's
+canonical tokenization has: p(trunk) cancels in every conditional, and candidates that disagree with
+the trunk have little weight. This is an approximation (``prefill.py``); all above is not.
+
+Nothing here is fast, and nothing else of the package imports it.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bytelm.beam.params import LISTED, BeamParams
+from bytelm.errors import EmptyBeam, VocabError
+from bytelm.logprobs import EOS, SIZE
+from bytelm.stand_in import StandIn
+from bytelm.vocab import ByteVocab
+
+Path = tuple[int, ...]
+
+
+class Canonical(Protocol):
+    """Which tokens can be canonical; see ``bytelm.canonical_paths``."""
+
+    def begins(self, tokens: Path) -> bool:
+        """Whether tokens can be the beginning of the canonical tokenization of some text."""
+
+    def is_whole(self, tokens: Path) -> bool:
+        """Whether tokens are the canonical tokenization of their bytes."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Ended tokens behind the initial context, a partial token, and their log-probability."""
+
+    path: Path
+    partial: bytes
+    weight: float
+
+
+@dataclass(frozen=True)
+class Item:
+    """Ended tokens with their log-probability, the bytes since, and log(e q(s))."""
+
+    path: Path
+    since: bytes
+    weight: float
+    share: float
+
+
+class Model:
+    """The rows of a token LM, in the order of the tokens' bytes, special tokens left out.
+
+    Args:
+        row: the distribution after a context: log-probabilities over ids.
+        vocab: the vocabulary.
+        canonical: what can be canonical; needed for ``tokenizations="canonical"``.
+        initial: the tokens before any text.
+        most: how many tokens a context can have; None for any number.
+    """
+
+    def __init__(
+        self,
+        row: Callable[[Sequence[int]], NDArray[np.float32]],
+        vocab: ByteVocab,
+        canonical: Canonical | None = None,
+        initial: Sequence[int] | None = None,
+        most: int | None = None,
+    ) -> None:
+        self.vocab, self.canonical, self.most = vocab, canonical, most
+        self.initial = tuple(vocab.initial_context if initial is None else initial)
+        self.ids = sorted((i for i, b in enumerate(vocab.token_bytes) if b), key=self._bytes)
+        self.spelled = [self._bytes(i) for i in self.ids]
+        self.stand_in = StandIn.of(vocab)
+        self._row = row
+        self._rows: dict[Path, tuple[NDArray[np.float64], float]] = {}
+
+    def _bytes(self, token: int) -> bytes:
+        return self.vocab.token_bytes[token]
+
+    def fits(self, path: Path) -> bool:
+        """Whether the tokens can be evaluated."""
+        return self.most is None or len(self.initial) + len(path) <= self.most
+
+    def evaluate(self, path: Path) -> tuple[NDArray[np.float64], float]:
+        """Probabilities of the tokens in order, and of EOS; together they are 1."""
+        if path not in self._rows:
+            row = np.exp(self._row((*self.initial, *path)).astype(np.float64))
+            probs, eos = row[self.ids], float(sum(row[i] for i in self.vocab.eos_token_ids))
+            total = probs.sum() + eos
+            self._rows[path] = probs / total, eos / total
+        return self._rows[path]
+
+    def below(self, partial: bytes) -> tuple[int, int]:
+        """The places of the tokens that begin with ``partial``."""
+        end = partial.rstrip(b"\xff")
+        after = end[:-1] + bytes([end[-1] + 1]) if end else None
+        last = len(self.ids) if after is None else bisect_left(self.spelled, after)
+        return bisect_left(self.spelled, partial), last
+
+    def mass(self, path: Path, partial: bytes) -> float:
+        """Probability that the token after ``path`` begins with ``partial``; EOS counts as b""."""
+        probs, eos = self.evaluate(path)
+        first, last = self.below(partial)
+        return float(probs[first:last].sum()) + (0.0 if partial else eos)
+
+    def tokens(self, path: Path, data: bytes) -> list[tuple[int, float]]:
+        """The tokens that are ``data`` and may follow ``path``, with their log-probabilities."""
+        probs, _ = self.evaluate(path)
+        first = bisect_left(self.spelled, data)
+        found = []
+        while first < len(self.ids) and self.spelled[first] == data:
+            if probs[first] > 0.0 and self.fits((*path, self.ids[first])):
+                found.append((self.ids[first], math.log(probs[first])))
+            first += 1
+        return found
+
+    def following(self, path: Path, partial: bytes) -> NDArray[np.float64]:
+        """Probabilities of ``partial`` and one more symbol: float64 ``[258]``."""
+        probs, eos = self.evaluate(path)
+        total = np.zeros(SIZE)
+        first, last = self.below(partial)
+        for place in range(first, last):
+            if len(self.spelled[place]) > len(partial):
+                total[self.spelled[place][len(partial)]] += probs[place]
+        total[EOS] = 0.0 if partial else eos
+        return total
+
+    def can_follow(self, text: bytes) -> NDArray[np.bool_]:
+        """Which bytes can follow a text in some tokenization: bool ``[258]``; EOS always can."""
+        reach = {b""}
+        for b in text:
+            ended = {b""} if reach & {b"", *self.spelled} else set()
+            grown = {partial + bytes([b]) for partial in reach | ended}
+            reach = {g for g in grown if self.below(g)[0] < self.below(g)[1]}
+        allowed = np.zeros(SIZE, bool)
+        allowed[EOS] = bool(self.vocab.eos_token_ids)
+        for partial in reach | ({b""} if reach & set(self.spelled) else set()):
+            first, last = self.below(partial)
+            longer = [d for d in self.spelled[first:last] if len(d) > len(partial)]
+            allowed[[d[len(partial)] for d in longer]] = True
+        return allowed
+
+
+@dataclass(frozen=True)
+class ReferenceState:
+    """A beam after ``text``; see this module. ``rest`` is the log of the remainder."""
+
+    model: Model
+    params: BeamParams
+    text: bytes = b""
+    kept: tuple[Candidate, ...] = (Candidate((), b"", 0.0),)
+    items: tuple[Item, ...] = ()
+    rest: float = -math.inf
+    terminated: bool = False
+
+    @property
+    def log_z(self) -> float:
+        """The log of the kept mass: at most that of the text's probability."""
+        return log_sum(c.weight for c in self.kept)
+
+    def logp_next(self) -> NDArray[np.float64]:
+        """The report: float64 ``[258]``, natural logarithms."""
+        opened, others = self._extensions(self.kept, not self._mixed(self.kept).any())
+        total = self._mixed([*self.kept, *opened])
+        if self.params.deferred and total.any():
+            held = [*(o.weight for o in others), *(i.share for i in self.items), self.rest]
+            total += math.exp(log_sum(held) - self.log_z) * self._stand_in()
+        return normalised(total)
+
+    def logp_kept(self) -> NDArray[np.float64]:
+        """What greedy and sampling choose from: the report without the stand-in's part."""
+        opened, _ = self._extensions(self.kept, not self._mixed(self.kept).any())
+        return normalised(self._mixed([*self.kept, *opened]))
+
+    def prune(self) -> Self:
+        """At most K candidates above the threshold, always the best, and perhaps the canonical."""
+        if len(self.kept) <= 1:
+            return self
+        least = self.log_z + self.params.log_prune_threshold
+        kept = [c for c in self.kept[: self.params.K] if c.weight > least] or [self.kept[0]]
+        if self.params.keep_canonical:
+            kept += [c for c in self.kept if c not in kept and self._is_canonical(c)]
+        dropped = log_sum(c.weight for c in self.kept if c not in kept)
+        rest = float(np.logaddexp(self.rest, dropped)) if self.params.deferred else -math.inf
+        return replace(self, kept=tuple(kept), rest=rest)
+
+    def __lshift__(self, b: int) -> Self:
+        """The state after a byte or EOS.
+
+        Raises:
+            EmptyBeam: when nothing can go on with it.
+        """
+        if self.params.deferred:
+            opened, others = self._extensions(self.kept, not self._mixed(self.kept).any())
+        else:
+            survivors = self._moved(self.kept, b)
+            opened, others = self._extensions(survivors, not survivors)
+        if b == EOS:
+            return self._ended(opened, others)
+        after = replace(self, text=self.text + bytes([b]))
+        kept = self._moved([*self.kept, *opened], b)
+        if self.params.deferred:
+            with np.errstate(divide="ignore"):
+                q = float(np.log(self._stand_in()[b]))
+            since = [(i.path, i.since + bytes([b]), i.weight, i.share + q) for i in self.items]
+            since += [(o.path, bytes([b]), o.weight, o.weight + q) for o in others]
+            return after._settled(
+                kept, [Item(*i) for i in since if i[3] > -math.inf], self.rest + q
+            )
+        if not kept:
+            raise EmptyBeam(f"nothing continues {self.text!r} with {b}")
+        return replace(after, kept=ranked(kept))
+
+    def _settled(self, kept: list[Candidate], items: list[Item], rest: float) -> Self:
+        """Evaluates the items whose time has come."""
+        total = log_sum([*(c.weight for c in kept), *(i.share for i in items), rest])
+        least = total + self.params.log_prune_threshold
+        while items:
+            due = [i for i in items if i.share > least]
+            if not due and not kept:
+                due = [max(items, key=lambda i: i.share)]
+            if not due:
+                break
+            items = [i for i in items if i not in due]
+            for item in due:
+                kept += self._moved_on(item)
+                items += self._ended_since(item)
+        kept = kept or self._canonical(whole=False)
+        if not kept:
+            raise EmptyBeam(f"nothing has any probability after {self.text!r}")
+        items.sort(key=lambda i: -i.share)
+        rest = log_sum([rest, *(i.share for i in items[LISTED:])])
+        rest = min(rest, log_sum(c.weight for c in kept))
+        return replace(self, kept=ranked(kept), items=tuple(items[:LISTED]), rest=rest)
+
+    def _moved_on(self, item: Item) -> list[Candidate]:
+        """An item's bytes as a partial token."""
+        mass = self.model.mass(item.path, item.since)
+        return [Candidate(item.path, item.since, item.weight + math.log(mass))] if mass else []
+
+    def _ended_since(self, item: Item) -> list[Item]:
+        """An item's bytes as a token that ended meanwhile, and the bytes since that one."""
+        found = []
+        for cut in range(1, len(item.since)):
+            since, ended = item.since[cut:], self.text[: len(self.text) - len(item.since) + cut]
+            stands = self.model.stand_in.log_of(since, ended)
+            for one in self._ending(item.path, item.since[:cut], item.weight):
+                found.append(Item(one.path, since, one.weight, one.weight + stands))
+        return found
+
+    def _moved(self, candidates: Sequence[Candidate], b: int) -> list[Candidate]:
+        found = []
+        for c in candidates:
+            mass, after = self.model.mass(c.path, c.partial), self._following(c)[b]
+            if after > 0.0 and b != EOS:
+                weight = c.weight + math.log(after / mass)
+                found.append(Candidate(c.path, c.partial + bytes([b]), weight))
+        return found
+
+    def _ended(self, opened: Sequence[Candidate], others: Sequence[Candidate]) -> Self:
+        """The state after EOS; what was not evaluated is so only if nothing else ends here."""
+        kept: list[Candidate] = []
+        spare = ranked(others) if self.params.deferred else ()
+        for group in ((*self.kept, *opened), *((o,) for o in spare), self._canonical(whole=True)):
+            ends = [(c, self._following(c)[EOS]) for c in group]
+            kept = [Candidate(c.path, b"", c.weight + math.log(p)) for c, p in ends if p > 0.0]
+            if kept or not self.params.deferred:
+                break
+        if not kept:
+            raise EmptyBeam(f"{self.text!r} cannot end here")
+        return replace(self, kept=ranked(kept), items=(), rest=-math.inf, terminated=True)
+
+    def _extensions(
+        self, counted: Sequence[Candidate], need_one: bool
+    ) -> tuple[list[Candidate], list[Candidate]]:
+        """The extensions that weigh enough beside ``counted`` to be evaluated, and the others."""
+        found = []
+        for c in self.kept:
+            if c.partial:
+                before = c.weight - math.log(self.model.mass(c.path, c.partial))
+                found += self._ending(c.path, c.partial, before)
+        log_z = log_sum([*(c.weight for c in counted), *(o.weight for o in found)])
+        opened = [o for o in found if o.weight - log_z > self.params.log_prune_threshold]
+        if not opened and need_one:
+            opened = list(ranked(found)[:1])
+            if not opened and self.params.deferred:
+                opened = self._canonical(whole=True)
+        return opened, [o for o in found if o not in opened]
+
+    def _ending(self, path: Path, partial: bytes, weight: float) -> list[Candidate]:
+        """The candidates that a partial makes as a whole token; ``weight`` is that of ``path``."""
+        found = [
+            Candidate((*path, token), b"", weight + logp)
+            for token, logp in self.model.tokens(path, partial)
+        ]
+        if self.params.tokenizations == "all":
+            return found
+        assert self.model.canonical is not None
+        return [one for one in found if self.model.canonical.begins(one.path)]
+
+    def _canonical(self, whole: bool) -> list[Candidate]:
+        """The canonical tokenization of the text, its last token ended or under way."""
+        weight, (path, partial) = 0.0, self._spelled(whole)
+        for n, token in enumerate(path):
+            found = dict(self.model.tokens(path[:n], self.model.vocab.token_bytes[token]))
+            weight += found.get(token, -math.inf)
+        mass = self.model.mass(path, partial) if weight > -math.inf else 0.0
+        return [Candidate(path, partial, weight + math.log(mass))] if mass > 0.0 else []
+
+    def _spelled(self, whole: bool) -> tuple[Path, bytes]:
+        """The canonical tokens; where not every byte is a token, of as much as they can spell."""
+        vocab, text = self.model.vocab, self.text
+        for cut in range(len(text), -1, -1):
+            first, last = self.model.below(text[cut:])
+            with suppress(VocabError):
+                if first < last or cut == len(text):
+                    path = tuple(vocab.encode(text[:cut]))
+                    if cut < len(text) or whole or not path:
+                        return path, text[cut:]
+                    return path[:-1], vocab.token_bytes[path[-1]]
+            if whole:
+                break
+        raise EmptyBeam(f"the vocabulary cannot spell {text!r}")
+
+    def _is_canonical(self, c: Candidate) -> bool:
+        return (c.path, c.partial) == self._spelled(whole=False)
+
+    def _following(self, c: Candidate) -> NDArray[np.float64]:
+        """Probabilities of a partial and one more symbol; EOS only where it may be."""
+        total = self.model.following(c.path, c.partial)
+        if self.params.tokenizations == "canonical" and not c.partial:
+            assert self.model.canonical is not None
+            total[EOS] *= self.model.canonical.is_whole(c.path)
+        return total
+
+    def _mixed(self, candidates: Sequence[Candidate]) -> NDArray[np.float64]:
+        """What follows candidates, weighted, in units of the kept mass."""
+        total = np.zeros(SIZE)
+        for c in candidates:
+            mass = self.model.mass(c.path, c.partial)
+            total += math.exp(c.weight - self.log_z) / mass * self._following(c)
+        return total
+
+    def _stand_in(self) -> NDArray[np.float64]:
+        return self.model.stand_in.after(self.text) * self.model.can_follow(self.text)
+
+
+def ranked(candidates: Iterable[Candidate]) -> tuple[Candidate, ...]:
+    """The heaviest first; of equals, the one that came first."""
+    return tuple(sorted(candidates, key=lambda c: -c.weight))
+
+
+def log_sum(weights: Iterable[float]) -> float:
+    """log(sum(exp(weights))); -inf of nothing."""
+    return float(np.logaddexp.reduce(list(weights), initial=-math.inf))
+
+
+def normalised(total: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The logarithms of shares.
+
+    Raises:
+        EmptyBeam: when there is nothing to share.
+    """
+    if not total.any():
+        raise EmptyBeam("nothing can follow")
+    with np.errstate(divide="ignore"):
+        return np.log(total / total.sum())
