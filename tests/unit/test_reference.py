@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bytelm.beam.params import BeamParams
-from bytelm.beam.reference import Model, ReferenceState
+from bytelm.beam.reference import ReferenceState
+from bytelm.beam.reference_rows import Model
 from bytelm.errors import EmptyBeam
 from bytelm.logprobs import EOS
 from bytelm.testing import BruteForce, StubLM
