@@ -27,8 +27,17 @@ class StatefulByteLM(ABC):
         Raises:
             ByteError: when ``b`` is no byte and not EOS.
             Terminated: when the state is at EOS already.
+            EmptyBeam: when nothing continues with ``b``; a ``ByteBeamState`` comes back empty
+                instead, and raises this when it is asked for anything.
+        """
+
+    async def advanced(self, b: int) -> Self:
+        """As ``<<``, but never empty.
+
+        Raises:
             EmptyBeam: when nothing continues with ``b``.
         """
+        return await (self << b)
 
     @abstractmethod
     def prune(self) -> Self:

@@ -186,7 +186,7 @@ class Ensemble(StatefulByteLM):
         if self.mode == "mixture":
             state = self
             for b in added:
-                state = await (state.prune() << b)
+                state = await state.prune().advanced(b)
             return state
         filled = await _gather(
             _nothing() if state is None else _prefilled(state, added) for state in self.states
@@ -255,7 +255,7 @@ class _Distributions:
 
 async def _moved(state: StatefulByteLM, b: int) -> StatefulByteLM | EmptyBeam:
     try:
-        return await (state << b)
+        return await state.advanced(b)
     except EmptyBeam as error:
         return error
 

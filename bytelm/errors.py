@@ -7,6 +7,7 @@
     │   ├── VocabError                   a tokenizer whose bytes cannot be known, an unknown token
     │   ├── ByteError                    a byte outside 0..255 (or 257, EOS)
     │   ├── BeamError                    beam parameters outside their range
+    │   │   └── EosGivenTwice (TypeError)  eos_byte_strings, and its deprecated name, too
     │   ├── EmptyBeam                    no tokenization continues with the byte that was given
     │   ├── Terminated                   a state after EOS cannot go on
     │   ├── DrawError                    parameters of a draw outside their range, nothing to draw
@@ -41,6 +42,10 @@ class ByteError(InputError):
 
 class BeamError(InputError):
     """Beam parameters outside their range."""
+
+
+class EosGivenTwice(BeamError, TypeError):
+    """``eos_byte_strings`` and its deprecated name, both given; a TypeError as in genlm-bytes."""
 
 
 class EmptyBeam(InputError):

@@ -125,7 +125,7 @@ async def generate(
             finish = "eos"
             logprob_of_eos = float(whole.ps[EOS])
             break
-        state = await (state.prune() << b)
+        state = await state.prune().advanced(b)
         held.append(_Step(b, whole.ps[b], state))
         if stops:
             stop_node = stops.follow(stop_node, b)

@@ -17,11 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bytelm.errors import InputError, VocabError
-from bytelm.token_lm import AsyncTokenLM
 from bytelm.vocab import ByteVocab
 
 if TYPE_CHECKING:
     import torch
+
+    from bytelm.token_lm import AsyncTokenLM
 
 _NORMALISED = 1e-6
 """Rows whose probabilities sum to 1 within this are taken as they are."""
@@ -52,13 +53,18 @@ def as_token_lm(llm: AsyncTokenLM | BackendLM) -> AsyncTokenLM:
         InputError: when it is neither.
     """
     if isinstance(getattr(llm, "vocab", None), ByteVocab):
-        return cast(AsyncTokenLM, llm)
+        return cast("AsyncTokenLM", llm)
     if hasattr(llm, "byte_vocab"):
         return from_genlm(cast(BackendLM, llm))
     raise InputError(
         f"a {type(llm).__qualname__} is no token LM: it has neither vocab (bytelm's AsyncTokenLM) "
         "nor byte_vocab (genlm.backend's AsyncLM)"
     )
+
+
+def as_given(lm: AsyncTokenLM) -> AsyncTokenLM | BackendLM:
+    """What ``as_token_lm`` made ``lm`` of."""
+    return lm.adapted if isinstance(lm, _FromGenlm) else lm
 
 
 def from_genlm(llm: BackendLM) -> AsyncTokenLM:
@@ -88,7 +94,7 @@ class _FromGenlm:
     def __init__(self, llm: BackendLM) -> None:
         self.vocab = _vocab_of(llm)
         self.max_context_tokens: int | None = None
-        self._llm = llm
+        self.adapted = llm
 
     async def next_token_logprobs(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
         """See ``AsyncTokenLM``. Logits beyond the vocabulary, which pad it, are cut off.
@@ -96,7 +102,7 @@ class _FromGenlm:
         Raises:
             VocabError: when the model gives fewer log-probabilities than there are ids.
         """
-        row = _as_numpy(await self._llm.next_token_logprobs([int(i) for i in token_ids]))
+        row = _as_numpy(await self.adapted.next_token_logprobs([int(i) for i in token_ids]))
         if len(row) < self.vocab.size:
             raise VocabError(
                 f"the model gives {len(row)} log-probabilities for {self.vocab.size} tokens: "

@@ -19,7 +19,7 @@ from bytelm.errors import BeamError, VocabError
 from bytelm.logprobs import EOS, SIZE
 from bytelm.stand_in import StandIn
 from bytelm.token_lm import AsyncTokenLM
-from bytelm.trie import REORDER, TokenTrie
+from bytelm.trie import REORDER, ROOT, TokenTrie
 from bytelm.vocab import ByteVocab
 
 TINY = 1e-30
@@ -203,7 +203,8 @@ class RowSource:
 
     Args:
         lm: the token LM.
-        eos_tokens: what ends a text, as byte strings or ids; None for the vocabulary's own EOS ids.
+        eos_tokens: what ends a text, as byte strings (special tokens by their names), ids or
+            genlm Tokens; None for the vocabulary's own EOS ids.
         literal: read every id, special ones too, as the bytes of its text.
 
     Raises:
@@ -230,17 +231,27 @@ class RowSource:
     def _find(self, eos_tokens: Iterable[bytes | int]) -> set[int]:
         found: set[int] = set()
         for token in eos_tokens:
-            if isinstance(token, bytes):
-                node = self.trie.descend(token) if token else -1
-                ids = self.trie.tokens_at(node).tolist() if node >= 0 else []
-                if not ids:
-                    raise BeamError(f"the EOS token {token!r} is not in the vocabulary")
-                found.update(ids)
-            elif 0 <= token < self.vocab.size:
-                found.add(int(token))
+            # A genlm Token is bytes, too, but stands for itself alone.
+            named = getattr(token, "token_id", token)
+            if isinstance(named, bytes):
+                found.update(self._spelled(named))
+            elif not isinstance(named, (int, np.integer)):
+                raise BeamError(f"an EOS token is bytes or a token id, got {named!r}")
+            elif 0 <= named < self.vocab.size:
+                found.add(int(named))
             else:
-                raise BeamError(f"the EOS token {token} is not in 0..{self.vocab.size - 1}")
+                raise BeamError(f"the EOS token {named} is not in 0..{self.vocab.size - 1}")
         return found
+
+    def _spelled(self, token: bytes) -> set[int]:
+        """The ids of a token by its bytes, or of special tokens by their names."""
+        ids = {i for i in self.vocab.special_ids if self.vocab.spelling(i) == token}
+        node = self.trie.descend(token)
+        if node > ROOT:
+            ids.update(self.trie.tokens_at(node).tolist())
+        if not token or not ids:
+            raise BeamError(f"the EOS token {token!r} is not in the vocabulary")
+        return ids
 
     @property
     def has_spelled_eos(self) -> bool:

@@ -142,7 +142,7 @@ class _Scoring:
             for other, some in others:
                 group.create_task(self._enter(group, state, other, some, depth))
             async with self._turn:
-                state = await (state << b)
+                state = await state.advanced(b)
 
     async def _enter(
         self,
@@ -153,7 +153,7 @@ class _Scoring:
         depth: int,
     ) -> None:
         async with self._turn:
-            state = await (state << b)
+            state = await state.advanced(b)
         await self.walk(group, state, which, depth)
 
     def _read(self, q: LazyByteProbs, which: Sequence[int], depth: int) -> dict[int, list[int]]:

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, runtime_checkable
+from functools import cached_property
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bytelm.errors import InputError
+from bytelm.genlm import BackendLM, as_token_lm
 from bytelm.logprobs import escape
-
-if TYPE_CHECKING:
-    from bytelm.vocab import ByteVocab
+from bytelm.vocab import ByteVocab
 
 
 @runtime_checkable
@@ -141,7 +141,7 @@ class StatefulTokenizedLM:
     """A context of token ids and the distribution after it; an immutable value.
 
     Args:
-        model: the token LM.
+        model: the token LM, or a genlm.backend model, whose rows are torch tensors.
         context: token ids consumed so far.
         n_calls: how many evaluations led here.
         max_context_length: keep at most this many tokens (at least 1): ``<<`` keeps the last
@@ -150,14 +150,14 @@ class StatefulTokenizedLM:
 
     def __init__(
         self,
-        model: AsyncTokenLM,
+        model: AsyncTokenLM | BackendLM,
         context: Sequence[int],
         n_calls: int = 0,
         max_context_length: int | None = None,
     ) -> None:
         if max_context_length is not None and max_context_length < 1:
             raise InputError(f"max_context_length must be at least 1, got {max_context_length}")
-        self.model = model
+        self.model: Any = model
         self.context = list(context)
         self.max_context_length = max_context_length
         self._n_calls = n_calls
@@ -165,7 +165,7 @@ class StatefulTokenizedLM:
     @classmethod
     def initial(
         cls,
-        model: AsyncTokenLM,
+        model: AsyncTokenLM | BackendLM,
         initial_context: Sequence[int] | None = None,
         max_context_length: int | None = None,
     ) -> StatefulTokenizedLM:
@@ -174,9 +174,15 @@ class StatefulTokenizedLM:
         Raises:
             VocabError: when no context is given and the model has neither BOS nor EOS.
         """
+        state = cls(model, initial_context or (), max_context_length=max_context_length)
         if initial_context is None:
-            initial_context = model.vocab.initial_context
-        return cls(model, initial_context, max_context_length=max_context_length)
+            state.context = list(state.vocab.initial_context)
+        return state
+
+    @cached_property
+    def vocab(self) -> ByteVocab:
+        """The model's vocabulary."""
+        return as_token_lm(self.model).vocab
 
     @property
     def n_calls(self) -> int:
@@ -191,25 +197,28 @@ class StatefulTokenizedLM:
         """
         if not isinstance(token, (int, np.integer)) or isinstance(token, bool):
             raise InputError(f"a token is an integer id, got {token!r}")
-        if not 0 <= token < self.model.vocab.size:
-            raise InputError(f"token {token} is not in 0..{self.model.vocab.size - 1}")
+        if not 0 <= token < self.vocab.size:
+            raise InputError(f"token {token} is not in 0..{self.vocab.size - 1}")
         kept = self.context
         if self.max_context_length is not None and len(kept) >= self.max_context_length:
             kept = kept[len(kept) - (self.max_context_length - 1) :]
-        return type(self)(
+        state = type(self)(
             self.model,
             [*kept, int(token)],
             n_calls=self._n_calls,
             max_context_length=self.max_context_length,
         )
+        state.__dict__["vocab"] = self.vocab
+        return state
 
     async def logp_next(self) -> NDArray[np.float32]:
         """Log-probabilities of the next token, float32 ``[vocab.size]``; one evaluation."""
         self._n_calls += 1
-        return await self.model.next_token_logprobs(self.context)
+        row: NDArray[np.float32] = await self.model.next_token_logprobs(self.context)
+        return row
 
     def __repr__(self) -> str:
-        vocab = self.model.vocab
+        vocab = self.vocab
         return "|".join(
             escape(vocab.token_bytes[i]) or vocab.token_text[i] or f"<{i}>" for i in self.context
         )

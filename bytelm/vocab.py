@@ -82,6 +82,10 @@ class ByteVocab:
             pieces.append(self.token_bytes[token_id])
         return b"".join(pieces)
 
+    def spelling(self, token_id: int) -> bytes:
+        """The bytes of a token, or of its name if it is no text."""
+        return self.token_bytes[token_id] or self.token_text[token_id].encode(errors="replace")
+
     def fingerprint(self) -> str:
         """SHA-256 (hex) over what bytes are read by: token bytes, EOS, BOS, special ids, prefix."""
         return self._fingerprint
@@ -108,10 +112,9 @@ class ByteVocab:
         bos = self.bos_token_id
         if bos is None and self.eos_token_ids:
             bos = self.eos_token_ids[0]
-        pairs = zip(self.token_bytes, self.token_text, strict=True)
         return replace(
             self,
-            token_bytes=tuple(data or text.encode(errors="replace") for data, text in pairs),
+            token_bytes=tuple(map(self.spelling, range(self.size))),
             eos_token_ids=(),
             bos_token_id=bos,
             special_ids=frozenset(),

@@ -6,11 +6,12 @@ This module must not know vocabularies, rows or candidates.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from bytelm.errors import BeamError
+from bytelm.errors import BeamError, EosGivenTwice
 
 LISTED = 16
 """How many deferred items a beam lists at most; the others share one remainder."""
@@ -25,13 +26,14 @@ class BeamParams:
         prune_threshold: candidates whose share of the beam's probability is not above this are
             dropped, extensions not evaluated; in [0, 1).
         verbose: print the beam after each byte.
-        eos_byte_strings: what ends a text, as token byte strings or token ids; None for the model's
-            own EOS tokens. Those that have bytes count as ordinary bytes while prefilling.
+        eos_byte_strings: what ends a text: tokens as byte strings (special ones by their names),
+            as ids or as genlm ``Token``s; None for the model's own EOS tokens. Those that have
+            bytes count as ordinary bytes while prefilling.
         heal: when no candidate can go on with a byte, look for another tokenization of the end of
             the context that can.
         heal_max_backoff: how many bytes of a partial token healing may take back; None for all.
         heal_max_splits: how many tokens healing may end inside these bytes; None for any number.
-        eos_tokens: an older name of ``eos_byte_strings``.
+        eos_tokens: a deprecated name of ``eos_byte_strings``.
         special_tokens: ``"special"`` keeps special tokens out of texts; ``"literal"`` reads them
             as the bytes of their names and has no EOS unless given, for comparisons.
         max_context_length: how many tokens a context has at most, at least 2. A state that reaches
@@ -85,10 +87,17 @@ class BeamParams:
             )
         if self.eos_tokens is not None:
             if self.eos_byte_strings is not None:
-                raise BeamError("give eos_byte_strings or its older name eos_tokens, not both")
-            self.eos_byte_strings = self.eos_tokens
+                raise EosGivenTwice(
+                    "Cannot specify both 'eos_byte_strings' and the deprecated 'eos_tokens': "
+                    "give the first alone"
+                )
+            message = "'eos_tokens' is deprecated, use 'eos_byte_strings' instead."
+            warnings.warn(message, DeprecationWarning, stacklevel=3)
+            self.eos_byte_strings, self.eos_tokens = self.eos_tokens, None
+        if isinstance(self.eos_byte_strings, (bytes, str)):
+            raise BeamError(f"eos_byte_strings is a list of tokens, not {self.eos_byte_strings!r}")
         if self.eos_byte_strings is not None:
-            self.eos_byte_strings = self.eos_tokens = frozenset(self.eos_byte_strings)
+            self.eos_byte_strings = frozenset(self.eos_byte_strings)
         self.log_prune_threshold = (
             math.log(self.prune_threshold) if self.prune_threshold > 0.0 else -math.inf
         )

@@ -29,6 +29,7 @@ from bytelm.byte_lm import StatefulByteLM
 from bytelm.draws import Draw
 from bytelm.errors import BeamError, ContextTooLong, EmptyBeam, Terminated, VocabError
 from bytelm.genlm import BackendLM, as_token_lm
+from bytelm.genlm_states import GenlmState, genlm_states
 from bytelm.healing import Reading, heal
 from bytelm.logprobs import EOS, Chart, LazyByteProbs, check_symbol, checked_bytes, escape
 from bytelm.prefill import TAIL, Trunk, TrunkFinder
@@ -128,6 +129,13 @@ class _Opened(NamedTuple):
         return Part(self.path, self.weight + math.log(share), child, mass, piece)
 
 
+class _Lost(NamedTuple):
+    """Of a beam that a byte emptied: the text before it, and why nothing goes on with it."""
+
+    text: bytes = b""
+    why: str = ""
+
+
 class ByteBeamState(StatefulByteLM):
     """A byte LM's state as a beam of tokenizations; see ``initial``.
 
@@ -177,6 +185,7 @@ class ByteBeamState(StatefulByteLM):
         self._ahead = ahead.of_candidates(source.trie, paths, candidates.node)
         self._deferred = deferred
         self._log_z: float | None = None
+        self._lost = _Lost()
 
     @classmethod
     async def initial(
@@ -226,6 +235,14 @@ class ByteBeamState(StatefulByteLM):
             )
         for path, weight in self._roots:
             yield Candidate(weight, path, b"", self.terminated, StatefulTokenizedLM(lm, path))
+
+    @property
+    def states(self) -> list[GenlmState]:
+        """The candidates as genlm-bytes has them, best first."""
+        trie, (_, nodes, starts, _, pieces) = self.source.trie, self._candidates
+        ends = starts + trie.hi[nodes] - trie.lo[nodes]
+        kept = [pieces[start:end] for start, end in zip(starts, ends, strict=True)]
+        return genlm_states(self.source, self, nodes.tolist(), kept)
 
     @property
     def logZ(self) -> float:
@@ -291,7 +308,7 @@ class ByteBeamState(StatefulByteLM):
         for candidate in self:
             text = self.source.vocab.decode(candidate.tokens[len(self._anchor) :])
             return text + candidate.partial
-        return b""
+        return self._lost.text
 
     @property
     def nbytes(self) -> int:
@@ -330,6 +347,16 @@ class ByteBeamState(StatefulByteLM):
         return LazyByteProbs(kernels.log_normalised(report), kept=total)
 
     async def __lshift__(self, b: int) -> Self:
+        try:
+            return await self.advanced(b)
+        except EmptyBeam as error:
+            # Code for genlm-bytes looks at the length.
+            state = self._with((), _NONE)
+            state._lost = _Lost(self._text, str(error))
+            return state
+
+    async def advanced(self, b: int) -> Self:
+        """See ``StatefulByteLM.advanced``."""
         state = await self._moved(b)
         most = self._most
         if most is None or state.terminated or all(len(path) < most for path in state._paths):
@@ -752,7 +779,7 @@ class ByteBeamState(StatefulByteLM):
     async def _walk(self, bs: bytes) -> Self:
         state = self
         for b in bs:
-            state = await (state.prune() << b)
+            state = await state.prune().advanced(b)
         return state
 
     # How long it gets.
@@ -907,6 +934,8 @@ class ByteBeamState(StatefulByteLM):
     def _check_open(self) -> None:
         if self.terminated:
             raise Terminated(f"the text ended (EOS) after {_ending(self.context)}")
+        if self._lost.why:
+            raise EmptyBeam(self._lost.why)
 
     def _why_empty(self, b: int) -> str:
         what = "EOS" if b == EOS else repr(bytes([b]))

@@ -32,7 +32,7 @@ class Limits:
         return BeamParams(
             K=width,
             prune_threshold=settings.default_prune_threshold if threshold is None else threshold,
-            eos_tokens=beam.eos_tokens,
+            eos_byte_strings=beam.eos_tokens,
             heal=beam.heal,
             heal_max_backoff=beam.heal_max_backoff,
             heal_max_splits=beam.heal_max_splits,

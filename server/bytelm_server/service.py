@@ -325,7 +325,7 @@ class _Run:
     def keep_at_most(self, tokens: int | None) -> None:
         """Let states keep only so many tokens, the last ones; None for the model's limit."""
         if tokens is not None:
-            self._params = replace(self._params, eos_tokens=None, max_context_length=tokens)
+            self._params = replace(self._params, max_context_length=tokens)
 
     def events(self, work: Coroutine[Any, Any, Any], results: int) -> Events:
         """What ``work`` generates in this run, so many texts, as it comes."""

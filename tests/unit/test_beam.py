@@ -263,9 +263,9 @@ async def test_an_empty_beam_names_the_byte_the_context_and_what_to_change():
     lm = StubLM(toy_vocab([b"ab"]), silent=[5])
     state = await (await initial(lm)).prefill(b"ab", mode="exact")
     with pytest.raises(EmptyBeam, match=r"b'ab' goes on with b'c'.*raise K"):
-        await (state << ord("c"))
+        await state.advanced(ord("c"))
     with pytest.raises(EmptyBeam, match=r"with b'z'.*no token that begins with this byte"):
-        await (state << ord("z"))
+        await state.advanced(ord("z"))
 
 
 @pytest.mark.parametrize(
@@ -277,7 +277,8 @@ async def test_an_empty_beam_names_the_byte_the_context_and_what_to_change():
         {"K": 5, "prune_threshold": float("nan")},
         {"K": 5, "heal_max_splits": -1},
         {"K": 5, "special_tokens": "none"},
-        {"K": 5, "eos_tokens": [b"a"], "eos_byte_strings": [b"a"]},
+        {"K": 5, "eos_byte_strings": b"a"},
+        {"K": 5, "eos_byte_strings": "a"},
     ],
 )
 def test_parameters_outside_their_range_are_refused(wrong):
@@ -287,7 +288,7 @@ def test_parameters_outside_their_range_are_refused(wrong):
 
 async def test_an_eos_token_that_is_not_in_the_vocabulary_is_refused():
     with pytest.raises(BeamError, match="nope"):
-        await initial(StubLM(toy_vocab([])), BeamParams(K=1, eos_tokens=[b"nope"]))
+        await initial(StubLM(toy_vocab([])), BeamParams(K=1, eos_byte_strings=[b"nope"]))
 
 
 async def test_a_context_may_begin_with_any_token_where_there_is_neither_bos_nor_eos():

@@ -2,7 +2,7 @@
 
 import asyncio
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -13,14 +13,16 @@ import torch
 from bytelm.beam import BeamParams, ByteBeamState
 from bytelm.errors import InputError, VocabError
 from bytelm.genlm import as_token_lm, from_genlm, to_genlm
+from bytelm.logprobs import EOS
 from bytelm.testing import StubLM
+from bytelm.token_lm import StatefulTokenizedLM
 from bytelm.vocab import ByteVocab
 
 TEXTS = [b"<s>", b"</s>", b"<pad>", b"a", b"b", b"ab", b"ab", b"\xff"]
 SPECIAL = [0, 1, 2]
 
 
-@dataclass
+@dataclass(frozen=True)
 class SpelledToken:
     """As genlm.backend's Token."""
 
@@ -205,3 +207,106 @@ async def test_there_and_back_gives_the_same_distribution():
         here, there = await (here << b), await (there << b)
         want = (await here.logp_next()).ps
         assert (await there.logp_next()).ps == pytest.approx(want, abs=1e-6)
+
+
+def test_eos_tokens_is_deprecated():
+    with pytest.warns(DeprecationWarning, match="'eos_tokens' is deprecated") as warned:
+        params = BeamParams(K=3, eos_tokens=[b".", 7])
+    assert warned[0].filename == __file__
+    assert (params.eos_byte_strings, params.eos_tokens) == ({b".", 7}, None)
+
+
+def test_eos_tokens_under_both_names_are_a_type_error():
+    with pytest.raises(TypeError, match="Cannot specify both"):
+        BeamParams(K=3, eos_byte_strings=[b"."], eos_tokens=[b"!"])
+
+
+def test_parameters_with_eos_tokens_can_be_changed():
+    params = BeamParams(K=3, eos_byte_strings=[b"."])
+    assert replace(params, K=4) == BeamParams(K=4, eos_byte_strings=[b"."])
+
+
+@pytest.mark.parametrize("literal", [False, True])
+@pytest.mark.parametrize("eos", [b"<pad>", 2, SpelledToken(2, b"<pad>")])
+async def test_eos_is_named_by_a_special_tokens_bytes_or_by_a_token(eos, literal):
+    reading = "literal" if literal else "special"
+    params = BeamParams(K=None, eos_byte_strings=[eos], special_tokens=reading)
+    state = await ByteBeamState.initial(BackendModel(), params)
+    assert state.source.eos_ids == [2]
+    assert (await state.logp_next())[EOS] > -np.inf
+
+
+async def test_a_token_is_itself_alone_and_bytes_are_all_that_have_them():
+    for eos, ids in ((SpelledToken(6, b"ab"), [6]), (b"ab", [5, 6])):
+        params = BeamParams(K=None, eos_byte_strings=[eos])
+        state = await ByteBeamState.initial(BackendModel(), params)
+        assert state.source.eos_ids == ids
+        assert state.states[0].trie.trie.eos_token_ids == ids
+
+
+async def test_candidates_read_as_in_genlm_bytes():
+    model = BackendModel()
+    state = await ByteBeamState.initial(model, BeamParams(K=None, eos_byte_strings=[b"b", 1]))
+    (first,) = state.states
+    assert (first.lm_state.context, first.node, first.weight, first.partial) == ([0], 0, 0.0, [])
+    assert first.lm_state.model is model
+    assert isinstance(await first.lm_state.logp_next(), torch.Tensor)
+    trie = first.trie.trie
+    assert trie.eos_byte_strings == trie.eos_tokens == {b"b", b"</s>"}
+    assert trie.eos_node is not None
+    with pytest.raises(ValueError, match="not yet materialized"):
+        first.mass[trie.eos_node]
+
+
+async def test_a_candidates_mass_is_that_of_the_tokens_below_each_node():
+    model = BackendModel()
+    p = torch.softmax(model.logits.double(), dim=0).numpy()
+    begun = await ByteBeamState.initial(model, BeamParams(K=None, eos_byte_strings=[b"b", 1]))
+    state = await (begun << ord("a"))
+    (one,) = state.states
+    trie = one.trie.source.trie
+    a, ab, b = (trie.descend(data) for data in (b"a", b"ab", b"b"))
+    assert (one.node, one.partial, one.weight) == (a, [ord("a")], state.logZ)
+    want = {a: np.log(p[3] + p[5] + p[6]), ab: np.log(p[5] + p[6]), b: -np.inf, 0: -np.inf}
+    assert {node: one.mass[node] for node in want} == pytest.approx(want, abs=1e-6)
+    assert one.mass[one.trie.eos_node] == -np.inf
+    whole = await one.materialize()
+    eos = p[1] + p[4]
+    want |= {0: np.log(p[[1, 3, 4, 5, 6, 7]].sum()), whole.trie.eos_node: np.log(eos)}
+    assert {node: whole.mass[node] for node in want} == pytest.approx(want, abs=1e-6)
+    (first,) = begun.states
+    assert (await first.materialize()).mass == pytest.approx(whole.mass, abs=1e-6)
+
+
+async def test_a_candidate_moves_within_its_token_as_the_beam_does():
+    state = await ByteBeamState.initial(BackendModel(), BeamParams(K=None))
+    (first,) = [await one.materialize() for one in state.states]
+    state = await (await (state << ord("a")) << ord("b"))
+    moved = first << ord("a") << ord("b")
+    (same,) = [one for one in state.states if one.lm_state.context == [0]]
+    unit = first.mass[0]
+    assert (moved.node, moved.partial) == (same.node, same.partial)
+    assert moved.weight == pytest.approx(same.weight, abs=1e-6)
+    assert first.mass[0] == unit
+    assert moved << ord("a") is None
+    assert moved << EOS is None
+    ended = first << EOS
+    assert (ended.terminated, ended.node, ended << EOS) == (True, first.trie.eos_node, None)
+
+
+async def test_a_terminated_candidate_does_not_move():
+    state = await (await ByteBeamState.initial(BackendModel(), BeamParams(K=None)) << EOS)
+    (ended,) = state.states
+    assert (ended.terminated, ended.partial, ended.node) == (True, [], ended.trie.eos_node)
+    assert ended << ord("a") is None
+
+
+async def test_a_token_state_runs_on_a_backend_model():
+    model = BackendModel()
+    state = StatefulTokenizedLM.initial(model)
+    assert (state.model, state.context) == (model, [0])
+    assert repr(state << 5 << 1) == "<s>|ab|</s>"
+    assert isinstance(await (state << 5).logp_next(), torch.Tensor)
+    assert model.asked == [[0, 5]]
+    with pytest.raises(InputError, match=r"8 is not in 0\.\.7"):
+        state << 8

@@ -138,7 +138,7 @@ async def test_what_was_submitted_to_begin_again_is_not_kept():
 
 @pytest.mark.parametrize("heal", [True, False])
 async def test_prefilled_bytes_of_an_eos_token_are_read_again(heal):
-    params = BeamParams(3, 0.01, eos_tokens=[b"!"], heal=heal, max_context_length=12)
+    params = BeamParams(3, 0.01, eos_byte_strings=[b"!"], heal=heal, max_context_length=12)
     state = await ByteBeamState.initial(StubLM(WORDS), params)
     text = b"the cat the cat the cat the cat the!"
     state = await walk(await state.prefill(text), b" cat")

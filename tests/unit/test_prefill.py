@@ -265,4 +265,4 @@ async def test_at_limit_tells_that_the_best_candidate_cannot_be_extended():
     state = await (state << ord("z"))
     assert state.at_limit
     with pytest.raises(EmptyBeam, match="nothing can follow b'zzz': .* takes, 3 tokens"):
-        await (state << ord("z"))
+        await state.advanced(ord("z"))

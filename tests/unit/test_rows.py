@@ -97,7 +97,7 @@ def test_a_row_with_nothing_but_special_tokens_is_refused():
         source().read(logs(0.5, 0, 0, 0.5, 0, 0, 0, 0, 0))
 
 
-@pytest.mark.parametrize("token", [b"zz", b"", 9, -1])
+@pytest.mark.parametrize("token", [b"zz", b"", 9, -1, "a", None])
 def test_an_eos_token_that_is_not_there_is_refused(token):
     with pytest.raises(BeamError, match="EOS token"):
         source(eos_tokens=[token])

@@ -107,7 +107,7 @@ async def test_an_eos_token_with_bytes_ends_the_text_without_them():
     """In the context its bytes are text, so that it may be the current token; not behind it."""
     vocab = toy_vocab(b"ab", b"ba", b"c", b"ac")
     lm = StubLM(vocab, 2, spread=1.0)
-    state = await state_after(b"a", lm, BeamParams(K=None, eos_tokens=[b"ac", b"c"]))
+    state = await state_after(b"a", lm, BeamParams(K=None, eos_byte_strings=[b"ac", b"c"]))
     # The vocabulary's own EOS is none now.
     brute = BruteForce(lm.row, toy_vocab(b"ab", b"ba", b"", b"", eos=(7, 8)))
     row = np.exp(lm.row([0]))
@@ -276,7 +276,7 @@ async def test_the_generation_is_closed_where_the_reader_leaves():
 
 async def test_the_token_lm_is_asked_for_no_more_than_can_be_used():
     lm = Recital([])
-    state = await ByteBeamState.initial(lm, BeamParams(K=None, eos_tokens=[1, b"bb"]))
+    state = await ByteBeamState.initial(lm, BeamParams(K=None, eos_byte_strings=[1, b"bb"]))
     await collect(sample_tokens(state, 7, Draw(seed=0)))
     asked = lm.asked
     assert (asked["token_ids"], asked["max_tokens"]) == ((0,), 7)

@@ -170,7 +170,7 @@ class ByteState(SessionState):
             # Drawn tokens may be fewer than the canonical ones of the same bytes.
             beam = self.beam
             for b in self.pending:
-                beam = await (beam.prune() << b)
+                beam = await beam.prune().advanced(b)
         return replace(self, beam=beam, consumed=self.length, pending=b"")
 
     async def advanced(self, by: Step) -> Self:
@@ -183,7 +183,7 @@ class ByteState(SessionState):
             else:
                 text = segment.data
         for b in text:
-            beam = await ((beam.prune() if by.prune else beam) << b)
+            beam = await (beam.prune() if by.prune else beam).advanced(b)
         return self._after(beam, by)
 
     async def prefilled(self, by: Input, mode: str | None) -> Self:
