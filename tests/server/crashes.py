@@ -13,6 +13,8 @@ import httpx
 from bytelm_client.retries import LATER
 
 CLIENTS = 32
+LONGEST_TEXT = 120
+"""Bytes after which a client goes on with a new session: no model is full by then."""
 
 
 @dataclass
@@ -23,7 +25,8 @@ class Client:
         name: tells it apart.
         session_id: its session.
         text: all bytes of which the server has said that the session consumed them.
-        version: what the server said last.
+        version: what the server said last of this session.
+        changes: how often the server said that it moved a session on.
         retries: how often a call had to be sent again.
     """
 
@@ -33,16 +36,17 @@ class Client:
     session_id: str = ""
     text: str = ""
     version: int = 0
+    changes: int = 0
     calls: int = 0
     retries: int = 0
 
-    async def post(self, path: str, body: dict[str, Any]) -> Any:
+    async def call(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
         """The answer to a call, which is sent until there is one, with one key."""
         self.calls += 1
         headers = {"Idempotency-Key": f"{self.name}-{self.calls}"}
         while True:
             try:
-                answer = await self.http.post(path, json=body, headers=headers)
+                answer = await self.http.request(method, path, json=body, headers=headers)
             except httpx.TransportError:
                 answer = None
             if answer is not None and answer.status_code not in LATER:
@@ -54,16 +58,22 @@ class Client:
     async def begin(self) -> None:
         """Make the session."""
         self.text = f"{self.name}: "
-        answer = await self.post("/v1/sessions", {"context": self.text})
+        answer = await self.call("POST", "/v1/sessions", {"context": self.text})
         self.session_id, self.version = answer["id"], answer["version"]
 
     async def run(self, stop: asyncio.Event) -> None:
         """Move the session on, a few bytes at a time."""
         while not stop.is_set():
+            path = f"/v1/sessions/{self.session_id}"
+            if len(self.text) > LONGEST_TEXT:
+                await self.call("DELETE", path)
+                await self.begin()
+                continue
             added = "".join(self.random.choices("abc the", k=self.random.randint(1, 3)))
-            answer = await self.post(f"/v1/sessions/{self.session_id}/advance", {"bytes": added})
+            answer = await self.call("POST", f"{path}/advance", {"bytes": added})
             self.text += added
             self.version += 1
+            self.changes += 1
             # None lost, none taken twice, whatever happened since the last answer.
             assert answer["version"] == self.version, (self.name, answer, self.version)
             assert answer["length"] == len(self.text), (self.name, answer, self.text)
@@ -114,9 +124,9 @@ class Crashes:
 
     async def _some_work(self, working: list[asyncio.Task[None]], seconds: float) -> None:
         """Until all clients got an answer since the last kill, and a while longer."""
-        before = [client.version for client in self.clients]
+        before = [client.changes for client in self.clients]
         deadline = time.monotonic() + 240
-        while any(c.version <= v for c, v in zip(self.clients, before, strict=True)):
+        while any(c.changes <= n for c, n in zip(self.clients, before, strict=True)):
             assert time.monotonic() < deadline, "the clients hang"
             for task in working:
                 if task.done():
