@@ -133,10 +133,16 @@ class ServerSettings(BaseSettings):
         128, ge=1, description="Texts of one call that are worked on at a time; the others wait."
     )
     max_running_calls: int = Field(
-        256, ge=1, description="Calls that are worked on at a time; others wait for their turn."
+        256,
+        ge=1,
+        description="Calls that are worked on at a time; others wait for their turn. A key (or, "
+        "without keys, an address) that is alone gets three quarters.",
     )
     max_waiting_calls: int = Field(
-        1024, ge=0, description="Calls that may wait for their turn; more are refused with 429."
+        1024,
+        ge=0,
+        description="Calls that may wait for their turn; more are refused with 429, first those of "
+        "whoever has most.",
     )
     shared_places: int = Field(
         128,
@@ -146,6 +152,9 @@ class ServerSettings(BaseSettings):
     )
     call_seconds: float = Field(
         600.0, gt=0, description="How long a call may take, waiting included; then 504."
+    )
+    ping_seconds: float = Field(
+        15.0, gt=0, description="After so long without an event a stream has a comment, `: ping`."
     )
     max_walked_bytes: int = Field(
         8192,

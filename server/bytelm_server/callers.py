@@ -13,10 +13,17 @@ class Caller:
     Attributes:
         key_id: names the key; empty where there are none. Sessions belong to it.
         cache_salt: cached work is shared with callers of the same salt only.
+        network: where the call comes from; empty for this machine.
     """
 
     key_id: str = ""
     cache_salt: str | None = None
+    network: str = ""
+
+    @property
+    def party(self) -> str:
+        """Whose calls take turns together, and in turn with those of others."""
+        return self.key_id or self.network
 
 
 async def caller(request: Request) -> Caller:

@@ -150,7 +150,8 @@ def with_stream(answer: dict[str, Any], event: Any) -> dict[str, Any]:
             "description": "With `stream`: server-sent events. Each has the bytes that follow "
             "those of the last one with its index and sample; `text` holds incomplete characters "
             "back. A text's last event has its `finish_reason`, the stream's last one `usage`; an "
-            "error on the way is an event with `error`; `[DONE]` comes at the end.",
+            "error on the way is an event with `error`; `[DONE]` comes at the end. Where nothing "
+            "happens for a while, there are comments (`: ping`).",
         },
         "example": example,
     }

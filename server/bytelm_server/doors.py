@@ -16,6 +16,8 @@ Must not know what the calls are.
 """
 
 import ipaddress
+from collections.abc import Sequence
+from typing import Any
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
@@ -75,19 +77,19 @@ class Doors:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         try:
-            caller = self._let_in(scope["path"], Headers(scope=scope))
+            caller = self._let_in(scope, Headers(scope=scope))
         except CallError as error:
             headers = {"WWW-Authenticate": "Bearer"} if error.status == 401 else None
             return await answer(error.status, error.detail, headers)(scope, receive, send)
         scope.setdefault("state", {})["caller"] = caller
         return await self.app(scope, receive, send)
 
-    def _let_in(self, path: str, headers: Headers) -> Caller:
+    def _let_in(self, scope: Scope, headers: Headers) -> Caller:
         if not self._keys.required:
             self._check_host(headers.get("host", ""))
             self._check_origin(headers)
-            return Caller()
-        if path in self._open:
+            return Caller(network=network_of(scope.get("client")))
+        if scope["path"] in self._open:
             return Caller()
         kind, _, secret = headers.get("authorization", "").partition(" ")
         if kind.lower() != "bearer" or not secret:
@@ -121,6 +123,22 @@ class Doors:
 def listed(names: str) -> list[str]:
     """The names in a setting, which has commas between them."""
     return [name.strip() for name in names.split(",") if name.strip()]
+
+
+def network_of(client: Sequence[Any] | None) -> str:
+    """The part of the network that one client has to itself: an address of IPv4, 64 bits of IPv6.
+
+    Empty for this machine, which has many addresses.
+    """
+    try:
+        address = ipaddress.ip_address(client[0] if client else "")
+    except ValueError:
+        return ""
+    if isinstance(address, ipaddress.IPv6Address):
+        if address.ipv4_mapped is None:
+            return "" if address.is_loopback else str(ipaddress.ip_network((address, 64), False))
+        address = address.ipv4_mapped
+    return "" if address.is_loopback else str(address)
 
 
 def _is_ip(name: str) -> bool:

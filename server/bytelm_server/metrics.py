@@ -100,6 +100,16 @@ class _OfBackend(Collector):
         yield GaugeMetricFamily(
             "bytelm_calls_waiting", "Calls that wait for their turn.", value=admission.waiting
         )
+        yield GaugeMetricFamily(
+            "bytelm_callers",
+            "Keys (or, without keys, addresses) whose calls run or wait.",
+            value=admission.callers,
+        )
+        yield GaugeMetricFamily(
+            "bytelm_streams_unread",
+            "Streams that have lent their turn, because their readers do not read.",
+            value=admission.lent,
+        )
         yield CounterMetricFamily(
             "bytelm_engine_restarts", "How often the model was started again.", backend.restarts
         )

@@ -8,35 +8,37 @@
 
     data: [DONE]
 
-An error on the way is an event, too; ``[DONE]`` comes last in any case. Must not know how the
-events come about.
+An error on the way is an event, too; ``[DONE]`` comes last in any case. Where nothing happens for
+a while, a comment (``: ping``) tells proxies that the stream lives. Must not know how the events
+come about.
 """
 
 import asyncio
 import base64
 import codecs
 import logging
-from collections.abc import AsyncGenerator, Coroutine, Mapping
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from contextlib import aclosing
 from typing import Any
 
 import orjson
 from fastapi.sse import EventSourceResponse
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from bytelm_server.answers import BytesOut
-from bytelm_server.deadlines import Deadlines
 from bytelm_server.errors import ErrorBody, detail_of
 
 _log = logging.getLogger(__name__)
 
-Events = AsyncGenerator[Mapping[str, Any], None]
+Event = Mapping[str, Any]
+Events = AsyncGenerator[Event, None]
 """The events of a stream, in order; closing it ends the work."""
 
-SLOW_READERS_SECONDS = 5.0
-"""How long after its deadline a stream may still be on its way."""
+PATIENCE_SECONDS = 1.0
+"""How long a stream keeps its turn while its reader does not read."""
 
 DONE = b"data: [DONE]\n\n"
+PING = b": ping\n\n"
 
 # JSON escapes other ends of lines; some readers of lines, Python's among them, know these as well.
 _ENDS_OF_LINES = [(c.encode(), f"\\u{ord(c):04x}".encode()) for c in "\x85\u2028\u2029"]
@@ -76,47 +78,60 @@ class EventStream(EventSourceResponse):
     """The answer that carries ``events``; a client that goes away ends the work.
 
     Args:
-        first: the first event, or none if there are no events.
-        rest: the events after it.
-        deadlines: end the work early, where that must be.
-        deadline: when the event loop's clock shows this, the stream ends with an error.
+        first: the first event, which may still be on its way; None if there are no events.
+        following: gives the event after the last one, None after the last of all.
+        events: closed when the answer ends.
+        lend: called when the reader does not read; ``following`` is not called until it does.
+        ping_seconds: after so long without an event there is a ping.
     """
 
     def __init__(
         self,
-        first: Mapping[str, Any] | None,
-        rest: Events,
-        deadlines: Deadlines,
-        deadline: float,
+        first: asyncio.Task[Event | None],
+        following: Callable[[], Coroutine[Any, Any, Event | None]],
+        events: Events,
+        lend: Callable[[], None],
+        ping_seconds: float,
     ) -> None:
-        self._first = first
-        self._rest = rest
-        self._deadlines = deadlines
-        self._deadline = deadline
+        self._following = following
+        self._events = events
+        self._lend = lend
+        self._ping_seconds = ping_seconds
+        self._pieces = self._wire(first)
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        super().__init__(self._wire(), headers=headers)
+        super().__init__(self._pieces, headers=headers)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the events; whatever happens, no work for them goes on."""
-        async with aclosing(self._rest):
-            try:
-                # Past its deadline a stream ends by itself, unless its reader does not read.
-                async with asyncio.timeout_at(self._deadline + SLOW_READERS_SECONDS):
-                    await super().__call__(scope, receive, send)
-            except TimeoutError:
-                _log.warning("a stream was cut off: its reader does not read")
+        loop = asyncio.get_running_loop()
 
-    async def _wire(self) -> AsyncGenerator[bytes, None]:
-        event = self._first
+        async def lending(message: Message) -> None:
+            timer = loop.call_later(PATIENCE_SECONDS, self._lend)
+            try:
+                await send(message)
+            finally:
+                timer.cancel()
+
+        async with aclosing(self._events), aclosing(self._pieces):
+            await super().__call__(scope, receive, lending)
+
+    async def _wire(self, coming: asyncio.Task[Event | None]) -> AsyncGenerator[bytes, None]:
         try:
-            while event is not None:
+            while True:
+                while not (await asyncio.wait({coming}, timeout=self._ping_seconds))[0]:
+                    yield PING
+                if (event := coming.result()) is None:
+                    break
                 yield encoded(event)
-                event = await self._deadlines.before(self._deadline, anext(self._rest, None))
+                coming = asyncio.create_task(self._following())
         except Exception as error:
             detail = detail_of(error)
             if detail["code"] == "internal_error":
                 _log.exception("a stream failed")
             yield encoded(ErrorBody(error=detail))
+        finally:
+            coming.cancel()
+            await asyncio.gather(coming, return_exceptions=True)
         yield DONE
 
 

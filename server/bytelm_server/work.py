@@ -10,10 +10,11 @@ from typing import Annotated, Any, Self, TypeVar
 
 from fastapi import Depends, Request
 
+from bytelm_server.admission import Turn
 from bytelm_server.backend import Backend
 from bytelm_server.callers import Caller, Calling
 from bytelm_server.disconnect import while_connected
-from bytelm_server.streams import Events, EventStream
+from bytelm_server.streams import Event, Events, EventStream
 
 T = TypeVar("T")
 
@@ -42,6 +43,8 @@ class Work:
         self._request = request
         self._backend = backend
         self._held = AsyncExitStack()
+        self._turn: Turn | None = None
+        self._first: asyncio.Task[Event | None] | None = None
         self._deadline = asyncio.get_running_loop().time() + backend.settings.call_seconds
 
     async def result(self, work: Coroutine[Any, Any, T]) -> T:
@@ -53,36 +56,58 @@ class Work:
             ClientGone: the client closed the connection; the work was cancelled.
         """
         try:
-            return await self._before_the_end(self._in_turn(work))
+            return await self._in_time(while_connected(self._request, self._in_turn(work)))
         finally:
             work.close()  # if it never began
 
     async def stream(self, events: Events) -> EventStream:
-        """The answer that carries events as they come; an error before the first is raised."""
-        await self._before_the_end(self._held.enter_async_context(self._turn()))
-        first = await self._before_the_end(_next(events))
-        return EventStream(first, events, self._backend.deadlines, self._deadline)
+        """The answer that carries events as they come.
 
-    def _turn(self) -> AbstractAsyncContextManager[None]:
-        return self._backend.admission.turn(self.caller.key_id)
+        An error before the first is raised, unless that takes long: the answer then begins with a
+        ping, and the error is an event.
+        """
+        patience = self._backend.settings.ping_seconds
+        self._first = first = asyncio.create_task(self._in_time(self._begun(events)))
+        await while_connected(self._request, asyncio.wait({first}, timeout=patience))
+        if first.done():
+            first.result()
+
+        def following() -> Coroutine[Any, Any, Event | None]:
+            return self._in_time(self._next(events))
+
+        return EventStream(first, following, events, self._lend, patience)
+
+    async def _begun(self, events: Events) -> Event | None:
+        self._turn = await self._held.enter_async_context(self._a_turn())
+        return await anext(events, None)
+
+    async def _next(self, events: Events) -> Event | None:
+        if self._turn is not None:
+            await self._turn.take_back()
+        return await anext(events, None)
+
+    def _lend(self) -> None:
+        if self._turn is not None:
+            self._turn.lend()
+
+    def _a_turn(self) -> AbstractAsyncContextManager[Turn]:
+        return self._backend.admission.turn(self.caller.party)
 
     async def _in_turn(self, work: Coroutine[Any, Any, T]) -> T:
-        async with self._turn():
+        async with self._a_turn():
             return await work
 
-    async def _before_the_end(self, work: Coroutine[Any, Any, T]) -> T:
-        waited_for = while_connected(self._request, work)
-        return await self._backend.deadlines.before(self._deadline, waited_for)
+    async def _in_time(self, work: Coroutine[Any, Any, T]) -> T:
+        return await self._backend.deadlines.before(self._deadline, work)
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *error: object) -> None:
+        if self._first is not None:
+            self._first.cancel()
+            await asyncio.gather(self._first, return_exceptions=True)
         await self._held.aclose()
-
-
-async def _next(events: Events) -> Any:
-    return await anext(events, None)
 
 
 async def _work(request: Request, backend: Served, caller: Calling) -> AsyncIterator[Work]:

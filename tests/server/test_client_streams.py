@@ -72,6 +72,18 @@ def test_bytes_come_while_others_are_made(slow: str) -> None:
         _ = stream.result
 
 
+def test_pings_are_no_bytes(start_stub: Callable[..., str], client: Client) -> None:
+    url = start_stub("--set", "ping_seconds=0.05")
+    httpx.post(f"{url}/test/delay", params={"value": 0.3})
+    with httpx.stream(
+        "POST", f"{url}/v1/greedy", json={"context": "the", "steps": 5, "stream": True}, timeout=60
+    ) as response:
+        assert ": ping" in list(response.iter_lines())
+    stream = Client(url).stream_greedy("the", 5)
+    assert b"".join(stream) == client.greedy("the", 5).bytes
+    assert stream.result.finish_reason == "steps"
+
+
 def test_leaving_a_stream_ends_the_servers_work(slow: str) -> None:
     with Client(slow).stream_greedy("hello", 64) as stream:
         next(stream)
