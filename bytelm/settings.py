@@ -126,6 +126,12 @@ class ServerSettings(BaseSettings):
         1 << 20, ge=1, description="The longest context, in bytes; the model's limit applies too."
     )
     max_body_bytes: int = Field(16 << 20, ge=1, description="The largest request body, in bytes.")
+    max_bodies_bytes: int = Field(
+        64 << 20,
+        ge=1,
+        description="The bodies of all calls that run or wait, in bytes, half of it for one key; "
+        "more are refused with 429.",
+    )
     body_seconds: float = Field(
         60.0, gt=0, description="How long a request body may take to arrive; then 408."
     )

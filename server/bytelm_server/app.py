@@ -14,14 +14,15 @@ from bytelm_server import errors
 from bytelm_server.backend import Backend, OpenLM
 from bytelm_server.disconnect import ClientGone
 from bytelm_server.doors import Doors, listed
+from bytelm_server.intake import BodyLimit
 from bytelm_server.keys import Keys
 from bytelm_server.metrics import Metrics
 from bytelm_server.observing import Observing
 from bytelm_server.routes import public, router
 from bytelm_server.session_routes import router as session_router
 from bytelm_server.sessions.service import Sessions
+from bytelm_server.shapes import MOST_LISTS, MOST_STRINGS, MOST_VALUES
 from bytelm_server.stores.chosen import store_of
-from bytelm_server.wire import BodyLimit
 
 _ABOUT = """\
 A token-level language model, served byte by byte: exact distributions over the next byte, greedy
@@ -35,7 +36,24 @@ continuations and samples, wherever the context ends.
 * A context may also be segments of bytes and special tokens, or the messages of a chat. Bytes never
   become special tokens: `<|im_end|>` in a text is ten ordinary bytes.
 * One bad item among several has `{"index", "error"}` in its place; the others get their results.
+* Equal calls have equal results up to rounding: an engine computes what is there together, and in
+  float32 that shows in the last digits (log-probabilities agree to 1e-4, usually to 3e-5). A seed
+  draws the same bytes, and greedy takes the same, up to the first place where that decides.
 """
+
+
+def _about() -> str:
+    """What the API's documentation begins with."""
+    body = (
+        f"* A body has at most {MOST_STRINGS} texts (names of fields included), {MOST_LISTS} lists "
+        f"and objects, and {MOST_VALUES} values.\n"
+    )
+    table = ["", "| error `type` | status | `code` |", "| --- | --- | --- |"]
+    table += [
+        f"| `{type}` | {status} | {', '.join(f'`{code}`' for code in codes)} |"
+        for (type, status), codes in errors.ERRORS.items()
+    ]
+    return _ABOUT + body + "\n".join(table)
 
 
 _BEARER = HTTPBearer(auto_error=False, description="An API key, from `bytelm keys create`.")
@@ -83,7 +101,9 @@ def create_app(
                 await backend.started()
             yield
 
-    app = FastAPI(title="bytelm", version=version("bytelm"), description=_ABOUT, lifespan=lifespan)
+    app = FastAPI(
+        title="bytelm", version=version("bytelm"), description=_about(), lifespan=lifespan
+    )
     app.state.backend = backend
     app.state.sessions = sessions
     app.state.metrics = Metrics(backend)
@@ -96,7 +116,12 @@ def create_app(
     errors.install(app)
     app.add_exception_handler(ClientGone, _nobody_reads)
     # The last one comes first.
-    app.add_middleware(BodyLimit, limit=settings.max_body_bytes, seconds=settings.body_seconds)
+    app.add_middleware(
+        BodyLimit,
+        limit=settings.max_body_bytes,
+        room=settings.max_bodies_bytes,
+        seconds=settings.body_seconds,
+    )
     app.add_middleware(Doors, keys=keys, settings=settings)
     if origins := listed(settings.cors_origins):
         app.add_middleware(

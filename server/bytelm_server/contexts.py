@@ -65,7 +65,13 @@ class BytesIn(Body):
     @model_validator(mode="before")
     @classmethod
     def _plain_string(cls, value: object) -> object:
-        return {"text": value} if isinstance(value, str) else value
+        if isinstance(value, str):
+            return {"text": value}
+        if not isinstance(value, dict | BytesIn):
+            *others, last = (f'{{"{form}": …}}' for form in cls.FORMS)
+            forms = f"{', '.join(others)} or {last}"
+            raise PydanticCustomError("bytes", "give a string, {forms}", {"forms": forms})
+        return value
 
     @model_validator(mode="after")
     def _exactly_one(self) -> Self:
@@ -137,8 +143,8 @@ class ContextIn(BytesIn):
     """
 
     FORMS: ClassVar[tuple[str, ...]] = ("text", "base64", "segments", "messages")
-    segments: list[SegmentIn] | None = None
-    messages: Annotated[list[MessageIn], Field(min_length=1)] | None = None
+    segments: Annotated[list[SegmentIn], Field(fail_fast=True)] | None = None
+    messages: Annotated[list[MessageIn], Field(min_length=1, fail_fast=True)] | None = None
     add_generation_prompt: bool = True
     tokens: NotSupported = None
 

@@ -3,7 +3,6 @@
 Must not know what the call is.
 """
 
-import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack, aclosing
 from contextvars import ContextVar
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 
 from bytelm.token_lm import AsyncTokenLM, Chunk, GeneratingTokenLM, MeteredTokenLM, Usage
 from bytelm.vocab import ByteVocab
-from bytelm_server import answers
+from bytelm_server import answers, pace
 from bytelm_server.shares import Shares
 
 
@@ -52,7 +51,7 @@ class CountingLM:
     async def next_token_logprobs(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
         """The other's answer."""
         # A model that answers without waiting must not keep other calls from their turn.
-        await asyncio.sleep(0)
+        await pace.turn()
         if self.shares is None or self.cache_salt is None:
             return await self._evaluate(token_ids)
         async with self.shares.place(self.cache_salt):

@@ -6,30 +6,7 @@
 
 ``type`` is the kind of error, ``code`` names it exactly, ``param`` is the field at fault or null.
 
-========================  ======  ==================================================================
-type                      status  codes
-========================  ======  ==================================================================
-``invalid_request``       400     ``invalid_json``, ``missing_field``, ``unknown_field``,
-                                  ``not_supported``, ``invalid_value``, ``limit_exceeded``,
-                                  ``context_too_long``, ``no_continuation``
-``invalid_request``       408     ``request_timeout``
-``invalid_request``       413     ``body_too_large``
-``invalid_request``       415     ``unsupported_media_type``
-``not_found``             404     ``not_found``, ``session_not_found``
-``method_not_allowed``    405     ``method_not_allowed``
-``unauthorized``          401     ``missing_key``, ``unknown_key``
-``forbidden``             403     ``host_not_allowed``, ``origin_not_allowed``
-``conflict``              409     ``version_conflict``, ``idempotency_conflict``, ``model_changed``
-``expired``               410     ``session_expired``
-``overloaded``            429     ``queue_full``
-``unavailable``           502     ``replica_lost``: on Ray Serve only
-``unavailable``           503     ``starting``, ``draining``, ``dead``
-``timeout``               504     ``deadline_passed``
-``insufficient_storage``  507     ``store_full``
-``internal_error``        500     ``internal_error``
-========================  ======  ==================================================================
-
-Must not know any call: it only translates exceptions.
+``ERRORS`` has them all. Must not know any call: it only translates exceptions.
 """
 
 import logging
@@ -55,6 +32,39 @@ from bytelm.errors import (
 from bytelm_server.wire import JsonResponse
 
 _log = logging.getLogger(__name__)
+
+ERRORS: dict[tuple[str, int], tuple[str, ...]] = {
+    ("invalid_request", 400): (
+        "invalid_json",
+        "missing_field",
+        "unknown_field",
+        "not_supported",
+        "invalid_value",
+        "limit_exceeded",
+        "context_too_long",
+        "no_continuation",
+    ),
+    ("invalid_request", 408): ("request_timeout",),
+    ("invalid_request", 413): ("body_too_large",),
+    ("invalid_request", 415): ("unsupported_media_type",),
+    ("not_found", 404): ("not_found", "session_not_found"),
+    ("method_not_allowed", 405): ("method_not_allowed",),
+    ("unauthorized", 401): ("missing_key", "unknown_key"),
+    ("forbidden", 403): ("host_not_allowed", "origin_not_allowed"),
+    ("conflict", 409): ("version_conflict", "idempotency_conflict", "model_changed"),
+    ("expired", 410): ("session_expired",),
+    ("overloaded", 429): ("queue_full",),
+    ("unavailable", 502): ("replica_lost",),  # on Ray Serve only
+    ("unavailable", 503): ("starting", "draining", "dead", "store_unreachable"),
+    ("timeout", 504): ("deadline_passed",),
+    ("insufficient_storage", 507): ("store_full",),
+    ("internal_error", 500): ("internal_error",),
+}
+"""The codes of each type and status."""
+LONGEST_MESSAGE = 1000
+"""Characters."""
+LONGEST_PARAM = 200
+"""Characters."""
 
 
 class ErrorDetail(TypedDict):
@@ -99,7 +109,7 @@ class CallError(BytelmError):
     @property
     def detail(self) -> ErrorDetail:
         """What the answer says."""
-        return ErrorDetail(type=self.type, message=str(self), param=self.param, code=self.code)
+        return detail(self.type, str(self), self.param, self.code)
 
 
 class DeadlinePassed(CallError):
@@ -135,9 +145,18 @@ class Unavailable(EngineError):
         self.code = code
 
 
+def detail(type: str, message: str, param: str | None, code: str) -> ErrorDetail:
+    """What went wrong, in no more words than somebody reads: a caller's own may be long."""
+    if len(message) > LONGEST_MESSAGE:
+        message = f"{message[: LONGEST_MESSAGE // 2]} … {message[-LONGEST_MESSAGE // 2 :]}"
+    if param is not None and len(param) > LONGEST_PARAM:
+        param = f"{param[:LONGEST_PARAM]}…"
+    return ErrorDetail(type=type, message=message, param=param, code=code)
+
+
 def invalid_request(message: str, code: str, param: str | None = None) -> ErrorDetail:
     """The detail of an error that the caller can mend."""
-    return ErrorDetail(type="invalid_request", message=message, param=param, code=code)
+    return detail("invalid_request", message, param, code)
 
 
 def input_detail(error: InputError, param: str | None = None) -> ErrorDetail:
@@ -173,13 +192,31 @@ def validation_detail(errors: Sequence[Any], root: Sequence[str] = ()) -> ErrorD
         return invalid_request(f"the body is not JSON: {first['ctx']['error']}", code)
     place = [*root, *first["loc"]]
     param = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in place).lstrip(".") or None
-    message = "unknown field" if code == "unknown_field" else first["msg"]
+    message = "unknown field" if code == "unknown_field" else _message(first)
     if not place and code == "missing_field":
         message = "the call needs a JSON body"
     message = message[:1].lower() + message[1:]
     if len(errors) > 1:
         message += f" (and {len(errors) - 1} more)"
     return invalid_request(f"{param}: {message}" if param else message, code, param)
+
+
+_MESSAGES = {
+    "model_type": "must be an object",
+    "model_attributes_type": "must be an object",
+    "dict_type": "must be an object",
+    "list_type": "must be a list",
+}
+
+
+def _message(error: Any) -> str:
+    """What one of pydantic's errors says, in the words of JSON."""
+    given = error.get("input")
+    if error["type"] == "int_type" and isinstance(given, float) and abs(given) >= 2**63:
+        # Readers of JSON make floats of these.
+        return "must be an integer of at most 64 bits"
+    message: str = _MESSAGES.get(error["type"], error["msg"])
+    return message
 
 
 def item_detail(error: InputError | ValidationError, param: str) -> ErrorDetail:
@@ -201,12 +238,10 @@ def detail_of(error: Exception, param: str | None = "context") -> ErrorDetail:
             message = str(error)
             if isinstance(error, EngineDead):
                 message = "the model's engine ended during this call; try again in a while"
-            return ErrorDetail(type="unavailable", message=message, param=None, code=code)
+            return detail("unavailable", message, None, code)
         case _:
             message = "the server failed at this call; its log says how"
-            return ErrorDetail(
-                type="internal_error", message=message, param=None, code="internal_error"
-            )
+            return detail("internal_error", message, None, "internal_error")
 
 
 def answer(
@@ -229,8 +264,7 @@ async def _on_http(request: Request, error: Exception) -> JsonResponse:
         case status:
             kind, message = "invalid_request", str(error.detail)
             code = "body_too_large" if status == 413 else HTTPStatus(status).name.lower()
-    detail = ErrorDetail(type=kind, message=message, param=None, code=code)
-    return answer(error.status_code, detail, error.headers)
+    return answer(error.status_code, detail(kind, message, None, code), error.headers)
 
 
 async def _on_validation(request: Request, error: Exception) -> JsonResponse:

@@ -3,13 +3,11 @@
 Must not know HTTP, nor how a call is answered.
 """
 
-import asyncio
+from typing import Any
 
 from bytelm.beam import BeamParams
 from bytelm.context import Context
-from bytelm.errors import ContextTooLong
 from bytelm.settings import ServerSettings
-from bytelm.vocab import ByteVocab
 from bytelm_server import requests
 from bytelm_server.errors import LimitExceeded
 
@@ -38,6 +36,37 @@ class Limits:
             heal_max_splits=beam.heal_max_splits,
             special_tokens=beam.special_tokens,
         )
+
+    @property
+    def longest_text(self) -> int:
+        """The most characters of one text, in base64 too; what is more precise comes later."""
+        longest = max(self.settings.max_context_bytes, self.settings.max_total_steps)
+        return longest * 4 // 3 + 4
+
+    def check_lists(self, body: Any) -> None:
+        """How many items the lists of a body have, before anything is made of them."""
+        if not isinstance(body, dict):
+            return
+        for name, check in {
+            "contexts": self.check_contexts,
+            "continuations": self.check_continuations,
+            "calls": self.check_calls,
+        }.items():
+            if isinstance(items := body.get(name), list):
+                check(len(items))
+
+    def check_calls(self, count: int) -> None:
+        """How many calls a batch may have."""
+        most = self.settings.max_contexts
+        if count > most:
+            raise LimitExceeded(f"one batch takes at most {most} calls, not {count}", "calls")
+
+    def check_continuations(self, count: int) -> None:
+        """How many continuations a call may score, malformed ones included."""
+        most = self.settings.max_results
+        if count > most:
+            message = f"one call scores at most {most} continuations, not {count}"
+            raise LimitExceeded(message, "continuations")
 
     def check_contexts(self, count: int) -> None:
         """How many contexts a call may have."""
@@ -82,30 +111,17 @@ class Limits:
             )
 
     def check_scoring(self, lengths: list[int]) -> None:
-        """How many continuations a call may score, and how long ones."""
-        texts, total = self.settings.max_results, self.settings.max_total_steps
-        if len(lengths) > texts:
-            message = f"one call scores at most {texts} continuations, not {len(lengths)}"
-            raise LimitExceeded(message, "continuations")
+        """How many bytes a call may score."""
+        total = self.settings.max_total_steps
         if sum(lengths) > total:
             message = f"one call scores at most {total} bytes in all, not {sum(lengths)}"
             raise LimitExceeded(message, "continuations")
 
-    async def check_context(
-        self, context: Context, vocab: ByteVocab, fits: int | None, prefill: str = "fast"
-    ) -> None:
-        """How long a context may be; ContextTooLong if it is the model that cannot take it."""
+    def check_context(self, context: Context, prefill: str = "fast") -> None:
+        """How long a context may be, whatever model there is."""
         most = self.settings.max_context_bytes
         if context.length > most:
             message = f"a context can have at most {most} bytes here, this one has {context.length}"
             raise LimitExceeded(message)
         if prefill == "exact":
             self.check_walk(context.length)
-        specials = len(vocab.initial_context) + len(context.segments)
-        if fits is None or context.length + len(vocab.prefix) + specials <= fits:
-            return
-        # In a thread: a long text takes its time, and other calls theirs.
-        tokens = len(await asyncio.to_thread(context.tokens, vocab))
-        if tokens > fits:
-            message = f"the context has {tokens} tokens, the model takes at most {fits}"
-            raise ContextTooLong(message)

@@ -73,7 +73,7 @@ class Beam(Body):
     prune_threshold: float | None = Field(
         None, ge=0, lt=1, description="Candidates below this share of the whole are dropped."
     )
-    eos_tokens: list[EosToken] | None = Field(
+    eos_tokens: Annotated[list[EosToken], Field(fail_fast=True)] | None = Field(
         None,
         max_length=256,
         description="What ends a text: token ids, or tokens as lists of byte values (`[46]` is a "
@@ -139,7 +139,12 @@ class NextBytesCall(ContextCall):
 
 
 def _listed(value: object) -> object:
-    return value if value is None or isinstance(value, list) else [value]
+    if value is None or isinstance(value, list):
+        return value
+    if not isinstance(value, str | dict | BytesIn):
+        forms = 'a string, {"text": …} or {"base64": …}, or a list of these'
+        raise PydanticCustomError("stop", "give {forms}", {"forms": forms})
+    return [value]
 
 
 def _stop_string(value: BytesIn) -> BytesIn:
@@ -155,11 +160,14 @@ class Generation(Body):
 
     steps: int = Field(ge=1, description="The most bytes to generate.")
     stop: Annotated[
-        list[Annotated[BytesIn, AfterValidator(_stop_string)]] | None,
+        Annotated[
+            list[Annotated[BytesIn, AfterValidator(_stop_string)]],
+            Field(max_length=MOST_STOPS, fail_fast=True),
+        ]
+        | None,
         BeforeValidator(_listed, json_schema_input_type=BytesIn | list[BytesIn] | None),
     ] = Field(
         None,
-        max_length=MOST_STOPS,
         description=f"A string that ends the text where it is complete, or up to {MOST_STOPS} of "
         "them; they are not returned.",
     )

@@ -9,8 +9,9 @@ from fastapi import APIRouter, Body, Request, Response
 from bytelm_server import answers, examples, requests
 from bytelm_server.documented import DOORS, FAILURES, NOT_READY, with_stream
 from bytelm_server.metrics import CONTENT_TYPE, Metrics
+from bytelm_server.reading import JsonRoute
 from bytelm_server.sessions.service import Sessions
-from bytelm_server.wire import JsonResponse, JsonRoute
+from bytelm_server.wire import JsonResponse
 from bytelm_server.work import Served, Working
 
 _log = logging.getLogger(__name__)

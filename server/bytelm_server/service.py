@@ -25,7 +25,7 @@ from bytelm.settings import ServerSettings
 from bytelm.token_lm import AsyncTokenLM
 from bytelm.token_sampling import by_tokens, sample
 from bytelm.trie import TokenTrie
-from bytelm_server import answers, requests
+from bytelm_server import answers, pace, requests
 from bytelm_server.contexts import BytesIn, ContextIn
 from bytelm_server.counting import CountingLM, counting, usage_of
 from bytelm_server.errors import FieldError, item_detail
@@ -313,12 +313,10 @@ class _Run:
     async def begun(self, given: ContextIn, place: str) -> ByteBeamState:
         """The state after a context."""
         async with self.turn:
+            await pace.turn()
             vocab = self.lm.vocab
             context = await given.context(vocab, self._service.chat_template, place)
-            # What is too long for the model is left out, where there is another limit.
-            cut = self._params.max_context_length is not None
-            fits = None if cut else self.lm.max_context_tokens
-            await self._service.limits.check_context(context, vocab, fits, self._prefill)
+            self._service.limits.check_context(context, self._prefill)
             self.lm.bytes_in += context.length
             return await begin(self.lm, self._params, context, mode=self._prefill)
 

@@ -8,12 +8,13 @@ from fastapi import APIRouter, Body, Depends, Header, Query, Request, Response
 from bytelm_server import session_examples as examples
 from bytelm_server.documented import FAILURES, Responses, with_stream
 from bytelm_server.errors import ErrorBody, FieldError
+from bytelm_server.reading import JsonRoute
 from bytelm_server.sessions import answers, bodies
 from bytelm_server.sessions.calls import MOST_LISTED, SessionCalls
 from bytelm_server.sessions.service import Sessions
 from bytelm_server.streams import Events
 from bytelm_server.token_rows import TokenRows
-from bytelm_server.wire import JsonResponse, JsonRoute
+from bytelm_server.wire import JsonResponse
 from bytelm_server.work import Served, Work, Working
 
 OCTETS = "application/octet-stream"

@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bytelm.errors import ContextTooLong, InputError
+from bytelm.token_lm import AsyncTokenLM
+from bytelm.vocab import ByteVocab
 from bytelm_server.counting import CountingLM, counting, usage_of
 from bytelm_server.errors import FieldError, detail_of
 from bytelm_server.service import ByteService, concurrently
@@ -64,11 +66,26 @@ class TokenRows:
         return {"results": results, "usage": usage_of(self.lm)}
 
     def _check(self, context: Sequence[int], place: str) -> None:
-        size, fits = self.lm.vocab.size, self.lm.max_context_tokens
-        for i, token in enumerate(context):
-            if token >= size:
-                raise FieldError(f"token {token} is not in 0..{size - 1}", f"{place}[{i}]")
-        if fits is not None and len(context) > fits:
-            raise ContextTooLong(
-                f"the context has {len(context)} tokens, the model takes at most {fits}"
-            )
+        check_fits(context, self.lm)
+        check_ids(context, self.lm.vocab, place)
+
+
+def check_fits(context: Sequence[int], lm: AsyncTokenLM, kept: int | None = None) -> None:
+    """Refuse a context that the model cannot take; ContextTooLong.
+
+    Args:
+        context: token ids.
+        lm: the model.
+        kept: how many of them are kept, the last ones; None for all.
+    """
+    fits = lm.max_context_tokens
+    length = len(context) if kept is None else min(kept, len(context))
+    if fits is not None and length > fits:
+        raise ContextTooLong.of(fits, length)
+
+
+def check_ids(ids: Sequence[int], vocab: ByteVocab, place: str) -> None:
+    """Refuse what is no id of the vocabulary; FieldError, naming the first by its place."""
+    if max(ids, default=0) >= vocab.size:
+        i, token = next((i, token) for i, token in enumerate(ids) if token >= vocab.size)
+        raise FieldError(f"token {token} is not in 0..{vocab.size - 1}", f"{place}[{i}]")

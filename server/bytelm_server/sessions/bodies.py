@@ -16,7 +16,7 @@ LONGEST_KEY = 255
 LAST_VERSION = 2**63 - 1
 """As far as versions are counted."""
 
-TokenIds = list[Annotated[int, Field(ge=0)]]
+TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(fail_fast=True)]
 
 
 class SessionContext(ContextIn):
@@ -66,7 +66,9 @@ class Input(Body):
 
     bytes: BytesIn | None = Field(None, description="Bytes; token sessions read them canonically.")
     tokens: TokenIds | None = Field(None, description="Token ids; for token sessions only.")
-    segments: list[SegmentIn] | None = Field(None, description="Bytes and special tokens.")
+    segments: Annotated[list[SegmentIn], Field(fail_fast=True)] | None = Field(
+        None, description="Bytes and special tokens."
+    )
 
     @model_validator(mode="after")
     def _one_of_them(self) -> Self:
@@ -200,7 +202,7 @@ class TokenLogprobsCall(Body):
     """The distribution over the token after each context."""
 
     contexts: list[Annotated[TokenIds, Field(min_length=1)]] = Field(
-        min_length=1, description="Token ids; nothing is put before them."
+        min_length=1, fail_fast=True, description="Token ids; nothing is put before them."
     )
     top: int | None = Field(
         None,

@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from bytelm.draws import Draw
 from bytelm.errors import ContextTooLong, EmptyBeam, InputError
 from bytelm.settings import ServerSettings
+from bytelm.threads import by_length
 from bytelm.token_lm import StatefulTokenizedLM
 from bytelm_server.callers import Caller
 from bytelm_server.counting import CountingLM, counting, usage_of
@@ -58,11 +59,11 @@ from bytelm_server.sessions.states import (
     ByteState,
     SessionState,
     TokenState,
-    check_fits,
     text_length,
 )
 from bytelm_server.stores import Changed, Full, SessionStore
 from bytelm_server.streams import Channel, Events
+from bytelm_server.token_rows import check_fits, check_ids
 
 MOST_LISTED = 1000
 """Sessions on one page."""
@@ -332,11 +333,7 @@ class SessionCalls:
 
     async def batch(self, call: bodies.BatchCall) -> answers.Batch:
         """An answer for each call; one that fails has its error there, the others go on."""
-        if len(call.calls) > self.settings.max_contexts:
-            most = self.settings.max_contexts
-            raise LimitExceeded(
-                f"one batch takes at most {most} calls, not {len(call.calls)}", "calls"
-            )
+        self.service.limits.check_calls(len(call.calls))
         turn = asyncio.Semaphore(self.settings.concurrency)
 
         async def one(item: bodies.BatchItem | ValidationError, index: int) -> Answer:
@@ -387,20 +384,17 @@ class SessionCalls:
             )
             return ByteState(beam, call.prefill, length), lm
         lm = counting(self.service.lm, self.caller.cache_salt, self.service.shares)
+        most = call.max_context_length
         if given.tokens is not None:
-            for i, token in enumerate(given.tokens):
-                if token >= vocab.size:
-                    raise FieldError(
-                        f"token {token} is not in 0..{vocab.size - 1}", f"context.tokens[{i}]"
-                    )
-            tokens = list(given.tokens)
+            tokens = given.tokens
+            check_fits(tokens, lm, most)
+            check_ids(tokens, vocab, "context.tokens")
         else:
             context = await given.context(vocab, self.service.chat_template, "context")
-            await self.service.limits.check_context(context, vocab, lm.max_context_tokens)
-            tokens = await asyncio.to_thread(context.tokens, vocab)
-        most = call.max_context_length
+            self.service.limits.check_context(context)
+            fits = None if most is not None else lm.max_context_tokens
+            tokens = await by_length(context.length, context.tokens, vocab, fits)
         state = StatefulTokenizedLM(lm, tokens if most is None else tokens[-most:], 0, most)
-        check_fits(state)
         return TokenState(state, len(tokens)), lm
 
     async def _advanced(
@@ -440,12 +434,7 @@ def _in_batch(detail: ErrorDetail, index: int) -> ErrorDetail:
             place = ".idempotency_key"
         case field:
             place = f".body.{field}"
-    return ErrorDetail(
-        type=detail["type"],
-        message=detail["message"],
-        param=f"calls[{index}]{place}",
-        code=detail["code"],
-    )
+    return ErrorDetail(**{**detail, "param": f"calls[{index}]{place}"})
 
 
 def _field(by: bodies.Input) -> str:

@@ -25,6 +25,7 @@ from bytelm.generation import FinishReason, generate
 from bytelm.logprobs import LazyByteProbs
 from bytelm.snapshot import Snapshot
 from bytelm.stop_strings import StopStrings
+from bytelm.threads import by_length, go_on
 from bytelm.token_lm import AsyncTokenLM, GeneratingTokenLM, StatefulTokenizedLM
 from bytelm.token_sampling import by_tokens, sample
 from bytelm.vocab import ByteVocab
@@ -34,7 +35,7 @@ from bytelm_server.requests import Drawing, Generation
 from bytelm_server.service import next_bytes
 from bytelm_server.sessions.answers import Candidate
 from bytelm_server.sessions.bodies import Input, Step
-from bytelm_server.token_rows import top_tokens
+from bytelm_server.token_rows import check_fits, check_ids, top_tokens
 
 
 class Packed(NamedTuple):
@@ -175,32 +176,29 @@ class ByteState(SessionState):
 
     async def advanced(self, by: Step) -> Self:
         """See ``SessionState``."""
-        beam = self.beam
-        text = b""
-        for segment in self._segments(by):
-            if isinstance(segment, Special):
-                beam, text = beam.insert([segment.token_id], text), b""
-            else:
-                text = segment.data
+        beam, text = await by_length(text_length(by), self._inserted, by)
+        await beam.check_room(text)
         for b in text:
             beam = await (beam.prune() if by.prune else beam).advanced(b)
         return self._after(beam, by)
 
     async def prefilled(self, by: Input, mode: str | None) -> Self:
         """See ``SessionState``."""
-        beam = self.beam
-        text = b""
-        for segment in self._segments(by):
+        beam, text = await by_length(text_length(by), self._inserted, by)
+        return self._after(await beam.prefill(text, mode or self.mode), by)
+
+    def _inserted(self, by: Input) -> tuple[ByteBeamState, bytes]:
+        """The beam after all up to the last special token, and the text behind it."""
+        if by.tokens is not None:
+            raise FieldError("tokens go with token sessions only: give bytes", "tokens")
+        beam, text = self.beam, b""
+        for segment in _context(by, self.beam.source.vocab).segments:
+            go_on()
             if isinstance(segment, Special):
                 beam, text = beam.insert([segment.token_id], text), b""
             else:
                 text = segment.data
-        return self._after(await beam.prefill(text, mode or self.mode), by)
-
-    def _segments(self, by: Input) -> Sequence[Text | Special]:
-        if by.tokens is not None:
-            raise FieldError("tokens go with token sessions only: give bytes", "tokens")
-        return _context(by, self.beam.source.vocab).segments
+        return beam, text
 
     def _after(self, beam: ByteBeamState, by: Input) -> Self:
         return replace(self, beam=beam, consumed=self.consumed + text_length(by))
@@ -328,25 +326,25 @@ class TokenState(SessionState):
         if mode is not None:
             raise FieldError("prefill goes with byte sessions only", "prefill")
         vocab, context = self.lm_state.model.vocab, self.lm_state.context
+        lm, kept = self.lm_state.model, self.lm_state.max_context_length
         if by.tokens is not None:
-            tokens = by.tokens
-            for i, token in enumerate(tokens):
-                if token >= vocab.size:
-                    raise FieldError(f"token {token} is not in 0..{vocab.size - 1}", f"tokens[{i}]")
+            tokens: Sequence[int] = by.tokens
+            check_fits([*context, *tokens], lm, kept)
+            check_ids(tokens, vocab, "tokens")
         else:
-            tokens = _context(by, vocab).tokens_after(context, vocab)[len(context) :]
-        return self._after(tokens)
-
-    def _after(self, tokens: Sequence[int]) -> Self:
-        after = self._followed_by(tokens)
-        check_fits(after.lm_state)
-        return after
+            most = lm.max_context_tokens if kept is None else None
+            given = _context(by, vocab)
+            after = await by_length(given.length, given.tokens_after, context, vocab, most)
+            tokens = after[len(context) :]
+        return self._followed_by(tokens)
 
     def _followed_by(self, tokens: Sequence[int]) -> Self:
         """The state after tokens, which may be one more than the model takes."""
-        state = self.lm_state
-        for token in tokens:
-            state = state << token
+        old, most = self.lm_state, self.lm_state.max_context_length
+        context = [*old.context, *tokens]
+        if most is not None:
+            context = context[-most:]
+        state = StatefulTokenizedLM(old.model, context, old.n_calls, most)
         return replace(self, lm_state=state, consumed=self.consumed + len(tokens))
 
     async def next(self, top: int | None, prune: bool) -> Any:
@@ -495,15 +493,6 @@ def _grown(held: Sequence[_Token], state: TokenState, logprobs: bool) -> Grown:
     data = b"".join(one.data for one in held)
     logprob = float(sum(one.logprob for one in held)) if logprobs else None
     return Grown(data, tuple(one.token for one in held), logprob, state, None)
-
-
-def check_fits(state: StatefulTokenizedLM) -> None:
-    """Refuse a context that the model cannot take; ContextTooLong."""
-    fits = state.model.max_context_tokens
-    if fits is not None and len(state.context) > fits:
-        raise ContextTooLong(
-            f"the context has {len(state.context)} tokens, the model takes at most {fits}"
-        )
 
 
 def unpack(kind: str, packed: Packed, lm: AsyncTokenLM) -> Any:
