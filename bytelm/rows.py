@@ -11,10 +11,10 @@ from collections.abc import Awaitable, Iterable, Mapping
 from copy import copy
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from bytelm import memory
+from bytelm.compiled import compiled
 from bytelm.errors import BeamError, VocabError
 from bytelm.logprobs import EOS, SIZE
 from bytelm.stand_in import StandIn
@@ -26,7 +26,7 @@ TINY = 1e-30
 """Below this mass float32 nears its smallest normal number, so sums go through logarithms."""
 
 
-@njit(cache=True, nogil=True, fastmath=REORDER)
+@compiled(fastmath=REORDER)
 def gather_sum(
     values: NDArray[np.float32],
     order: NDArray[np.uint32],
@@ -56,7 +56,7 @@ def gather_sum(
     return total
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def exact_probs(
     logprobs: NDArray[np.float32],
     order: NDArray[np.uint32],
@@ -74,7 +74,7 @@ def exact_probs(
     return exact
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def read_row(
     logprobs: NDArray[np.float32],
     probs: NDArray[np.float32],

@@ -22,8 +22,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from bytelm.compiled import compiled
 
 if TYPE_CHECKING:
     from bytelm.vocab import ByteVocab
@@ -34,7 +35,7 @@ ROOT = 0
 REORDER = {"reassoc", "contract", "nsz"}
 
 
-@njit(cache=True, nogil=True, fastmath=REORDER)
+@compiled(fastmath=REORDER)
 def sum_range(values: NDArray[np.float32], start: int, stop: int) -> float:
     """The sum of ``values[start:stop]``, right to 1e-6 relative for non-negative values.
 
@@ -55,7 +56,7 @@ def sum_range(values: NDArray[np.float32], start: int, stop: int) -> float:
     return total
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def find_child(first: NDArray[np.int32], byte: NDArray[np.uint8], node: int, b: int) -> int:
     """The child of ``node`` along ``b``, or -1. Children are sorted by byte."""
     lo = first[node]
@@ -71,7 +72,7 @@ def find_child(first: NDArray[np.int32], byte: NDArray[np.uint8], node: int, b: 
     return -1
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _build(
     text: NDArray[np.uint8], offset: NDArray[np.int64]
 ) -> tuple[

@@ -17,9 +17,9 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from bytelm.compiled import compiled
 from bytelm.logprobs import SIZE
 from bytelm.trie import find_child, sum_range
 
@@ -31,7 +31,7 @@ U8 = NDArray[np.uint8]
 U32 = NDArray[np.uint32]
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def log_sum_exp(weight: F64) -> float:
     """log(sum(exp(weight))); -inf when empty."""
     top = -math.inf
@@ -45,7 +45,7 @@ def log_sum_exp(weight: F64) -> float:
     return top + math.log(total)
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def mix_children(
     weight: F64,
     node: I32,
@@ -69,7 +69,7 @@ def mix_children(
     return total
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def log_normalised(total: F64) -> F64:
     """log(total / sum(total)), elementwise."""
     z = 0.0
@@ -81,7 +81,7 @@ def log_normalised(total: F64) -> F64:
     return out
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def extensions(
     weight: F64,
     node: I32,
@@ -116,7 +116,7 @@ def extensions(
     return parent[:n], token[:n], extended[:n]
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def advance(
     weight: F64,
     node: I32,
