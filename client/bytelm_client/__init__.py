@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from bytelm_client.errors import BytelmClientError as BytelmClientError
     from bytelm_client.errors import CannotConnect as CannotConnect
     from bytelm_client.errors import CannotSend as CannotSend
+    from bytelm_client.errors import Closed as Closed
     from bytelm_client.errors import Conflict as Conflict
     from bytelm_client.errors import ConnectionLost as ConnectionLost
     from bytelm_client.errors import Gone as Gone
@@ -63,6 +64,7 @@ _HOMES = {
     "BytelmClientError": "errors",
     "CannotConnect": "errors",
     "CannotSend": "errors",
+    "Closed": "errors",
     "ConnectionLost": "errors",
     "InvalidRequest": "errors",
     "ItemsFailed": "errors",

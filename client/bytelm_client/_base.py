@@ -77,6 +77,8 @@ class BaseClient:
         # Connecting is quick or hopeless, however long an answer may take; a connection of one's
         # own comes free when another call ends.
         self.timeout = httpx.Timeout(timeout, connect=10.0, pool=None)
+        # Without TLS nothing is verified, and reading the certificates takes a tenth of a second.
+        self._verify = not self.base_url.startswith("http://")
         self._headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
 
     def __repr__(self) -> str:

@@ -3,7 +3,7 @@
 Every change carries a key, so that a call that is sent again happens once. Must not send anything.
 """
 
-import base64
+import threading
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -65,16 +65,18 @@ class SessionCalls:
 
     def __init__(self, info: SessionInfo) -> None:
         self.info = info
+        self._learning = threading.Lock()
 
     def get(self) -> Call[SessionInfo]:
         """What it is."""
-        return self._look("", "get", self._told)
+        return self._look("", "get", self._learner())
 
     def candidates(self) -> Call[list[Candidate]]:
         """And the tokenizations that it follows."""
+        told = self._learner()
 
         def read(answer: Any) -> list[Candidate]:
-            self._told(answer)
+            told(answer)
             return [Candidate.from_json(one) for one in answer["candidates"]]
 
         return replace(self._look("", "get", read), params={"candidates": True})
@@ -88,8 +90,10 @@ class SessionCalls:
         if self.info.kind == "token":
             raise TypeError("a token session has next_tokens, not next")
 
+        told = self._learner()
+
         def read(answer: Any) -> NextBytes:
-            self._told(answer["session"])
+            told(answer["session"])
             return read_next_bytes(answer["results"][0], Usage(**answer["usage"]), 0)
 
         params = {"prune": prune} if prune else None
@@ -113,7 +117,7 @@ class SessionCalls:
         **fields: Any,
     ) -> Call[SessionInfo]:
         """It moves on by what is given."""
-        return self._change(name, {**_more(more), **fields}, if_version, self._told)
+        return self._change(name, {**_more(more), **fields}, if_version, self._learner())
 
     def fork(
         self, advance: More | None, prune: bool, ttl: float | None, if_version: int | None
@@ -149,31 +153,53 @@ class SessionCalls:
         batched = (self.info.id, "delete")
         return Call("DELETE", self._path, nothing, key=_new_key(), batched=batched)
 
-    def follow(self, event: Event) -> None:
-        """What an event of a stream says of it."""
-        if "version" in event:
-            data = base64.b64decode(event["bytes"]["base64"])
-            more = len(event["tokens"] if self.info.kind == "token" else data)
-            self.info = replace(
-                self.info,
-                version=event["version"],
-                length=self.info.length + more,
-                at_limit=event.get("finish_reason") == "length",
-            )
+    def follower(self) -> Callable[[Event], None]:
+        """Learns from the events of one stream."""
+        since = self.info
+
+        def follow(event: Event) -> None:
+            nonlocal since
+            if "version" in event:
+                stands = {name: event[name] for name in ("version", "length", "at_limit")}
+                info = replace(self.info, **stands)
+                if self._take(info, since):
+                    since = info
+
+        return follow
 
     @property
     def _path(self) -> str:
         return _path(self.info.id)
 
-    def _told(self, answer: Mapping[str, Any]) -> SessionInfo:
-        self.info = SessionInfo.from_json(answer)
-        return self.info
+    def _learner(self) -> Callable[[Mapping[str, Any]], SessionInfo]:
+        """Reads what an answer to be asked for says of it."""
+        since = self.info
+
+        def told(answer: Mapping[str, Any]) -> SessionInfo:
+            info = SessionInfo.from_json(answer)
+            self._take(info, since)
+            return info
+
+        return told
+
+    def _take(self, info: SessionInfo, since: SessionInfo) -> bool:
+        """Take the newest answer; ``since`` is what was known when it was asked for.
+
+        Answers may come in another order than the server made them in. A version that goes back
+        is believed only where nothing else was told since: then the server has lost some.
+        """
+        with self._learning:
+            old = self.info
+            newest = (info.version, info.expires_at) >= (old.version, old.expires_at)
+            if newest or old is since:
+                self.info = info
+            return self.info is info
 
     def _continued(self, one: bool) -> Callable[[Any], Continuation | list[Continuation]]:
-        read = read_results(read_continuation, one)
+        read, told = read_results(read_continuation, one), self._learner()
 
         def read_all(answer: Any) -> Continuation | list[Continuation]:
-            self._told(answer["session"])
+            told(answer["session"])
             return read(answer)
 
         return read_all

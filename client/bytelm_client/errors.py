@@ -8,6 +8,7 @@
     ├── ConnectionLost             the connection broke before the answer was there
     ├── TimedOut                   the server took longer than the client's timeout
     ├── BadAnswer                  what answered is not a bytelm server
+    ├── Closed (RuntimeError)      what the call goes through was closed
     ├── ItemsFailed                some of several results failed; the others' results are in it
     └── APIError                   the server answered with an error
         ├── InvalidRequest         4xx: the call is at fault
@@ -47,6 +48,10 @@ class TimedOut(BytelmClientError):
 
 class BadAnswer(BytelmClientError):
     """What answered is not a bytelm server, or not one of this version."""
+
+
+class Closed(BytelmClientError, RuntimeError):
+    """The client was closed, or the stream was left before its end."""
 
 
 class APIError(BytelmClientError):

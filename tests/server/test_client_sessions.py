@@ -12,7 +12,6 @@ from bytelm_client import (
     Beam,
     Client,
     Conflict,
-    ConnectionLost,
     InvalidRequest,
     ItemsFailed,
     NotFound,
@@ -139,53 +138,6 @@ def test_samples_are_drawn_by_the_seed(client: Client, session: Session) -> None
     assert not isinstance(one, list)
     assert one.bytes == want[0].bytes
     assert session.length == 5 + len(one.bytes)
-
-
-def test_a_stream_takes_the_session_along(client: Client, session: Session) -> None:
-    want = client.greedy("hello", 30).bytes
-    stream = session.stream_greedy(30)
-    first = next(stream)
-    assert session.length == 5 + len(first)
-    assert first + b"".join(stream) == want
-    assert (session.version, session.length) == standing(session.refresh())
-    drawn = b"".join(session.stream_sample(9, seed=1, advance=False))
-    assert session.length == 35
-    assert drawn
-
-
-def test_after_a_broken_stream_the_session_goes_on(url: str, client: Client) -> None:
-    want = client.greedy("hello", 45).bytes
-    assert len(want) == 45
-    with proxy_to(url) as proxy, Client(proxy.url) as shaky, shaky.session("hello") as session:
-        resumed = shaky.resume(session.id)
-        proxy.cut_stream = True
-        stream = resumed.stream_greedy(40)
-        with pytest.raises(ConnectionLost):
-            list(stream)
-        proxy.cut_stream = False
-        again = client.resume(session.id)
-        # The server may have gone on a little, until it saw that nobody reads.
-        made = again.greedy(5).bytes
-        end = again.length - len("hello")
-        assert 5 <= end <= 45
-        assert made == want[end - 5 : end]
-
-
-def test_a_stream_that_may_have_moved_its_session_is_not_sent_again(
-    url: str, client: Client
-) -> None:
-    want = client.greedy("hello", 40).bytes
-    with proxy_to(url) as proxy, Client(proxy.url) as shaky, shaky.session("hello") as session:
-        proxy.break_after = 1
-        with pytest.raises(ConnectionLost):
-            list(session.stream_greedy(9))
-        session.refresh()
-        made = session.length - len("hello")
-        assert 1 <= made <= 9
-        assert session.greedy(5).bytes == want[made : made + 5]
-        # One that stays where it is may be.
-        proxy.break_after = 1
-        assert len(b"".join(session.stream_greedy(9, advance=False))) == 9
 
 
 def test_a_token_session_counts_and_returns_tokens(client: Client, lm: Any) -> None:

@@ -1,6 +1,7 @@
 """Sessions over HTTP: every call gives what the library gives on the same model."""
 
 import base64
+import itertools
 import json
 import time
 from collections import Counter
@@ -284,9 +285,12 @@ def test_streams_give_the_same_bytes_and_states(create, call, body) -> None:
     for field in ("logprob", "finish_reason"):
         assert events[-1][field] == want["results"][0][field]
     assert events[-1]["usage"]["bytes_out"] == want["usage"]["bytes_out"]
-    # Every event has a version of its own, and the last one is the session's.
+    # Every event says where the session stands with its bytes.
     assert [e["version"] for e in events] == list(range(2, 2 + len(events)))
-    assert streamed.get()["version"] == events[-1]["version"]
+    now, last = streamed.get(), events[-1]
+    assert all(last[name] == now[name] for name in ("version", "length", "at_limit"))
+    lengths = itertools.accumulate((len(data_of(e)) for e in events), initial=len("hello "))
+    assert [e["length"] for e in events] == list(lengths)[1:]
     assert streamed.get()["length"] == whole.get()["length"]
     assert streamed.next() == whole.next()
 

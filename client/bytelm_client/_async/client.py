@@ -66,7 +66,11 @@ class AsyncClient(BaseClient):
     ) -> None:
         super().__init__(base_url, api_key=api_key, timeout=timeout, retries=retries)
         self._http = httpx.AsyncClient(
-            timeout=self.timeout, headers=self._headers, limits=CONNECTIONS, transport=transport
+            timeout=self.timeout,
+            headers=self._headers,
+            limits=CONNECTIONS,
+            transport=transport,
+            verify=self._verify,
         )
 
     async def aclose(self) -> None:

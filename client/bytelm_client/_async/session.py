@@ -171,14 +171,14 @@ class AsyncSession(BaseSession):
     ) -> AsyncStream:
         """The most probable continuation as it comes; the session follows event by event."""
         call = self._calls.stream("greedy", steps, {"advance": advance, **options})
-        return AsyncStream(self._client, call, self._calls.follow)
+        return AsyncStream(self._client, call, self if advance else None)
 
     def stream_sample(
         self, steps: int, *, advance: bool = True, **options: Unpack[SampleOptions]
     ) -> AsyncStream:
         """A drawn continuation as it comes; the session follows event by event."""
         call = self._calls.stream("sample", steps, {"advance": advance, **options})
-        return AsyncStream(self._client, call, self._calls.follow)
+        return AsyncStream(self._client, call, self if advance else None)
 
     async def delete(self) -> None:
         """End the session."""

@@ -65,7 +65,11 @@ class Client(BaseClient):
     ) -> None:
         super().__init__(base_url, api_key=api_key, timeout=timeout, retries=retries)
         self._http = httpx.Client(
-            timeout=self.timeout, headers=self._headers, limits=CONNECTIONS, transport=transport
+            timeout=self.timeout,
+            headers=self._headers,
+            limits=CONNECTIONS,
+            transport=transport,
+            verify=self._verify,
         )
 
     def close(self) -> None:

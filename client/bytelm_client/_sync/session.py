@@ -166,14 +166,14 @@ class Session(BaseSession):
     ) -> Stream:
         """The most probable continuation as it comes; the session follows event by event."""
         call = self._calls.stream("greedy", steps, {"advance": advance, **options})
-        return Stream(self._client, call, self._calls.follow)
+        return Stream(self._client, call, self if advance else None)
 
     def stream_sample(
         self, steps: int, *, advance: bool = True, **options: Unpack[SampleOptions]
     ) -> Stream:
         """A drawn continuation as it comes; the session follows event by event."""
         call = self._calls.stream("sample", steps, {"advance": advance, **options})
-        return Stream(self._client, call, self._calls.follow)
+        return Stream(self._client, call, self if advance else None)
 
     def delete(self) -> None:
         """End the session."""

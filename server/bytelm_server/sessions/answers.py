@@ -110,9 +110,11 @@ class Generated(TypedDict):
 
 
 class SessionEvent(Event):
-    """A part of a stream; `version` is the session's as soon as the event's bytes are its own."""
+    """A part of a stream; of one that moves its session, what that is with the event's bytes."""
 
     version: NotRequired[int]
+    length: NotRequired[int]
+    at_limit: NotRequired[bool]
     tokens: NotRequired[list[int]]
 
 

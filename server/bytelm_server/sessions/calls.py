@@ -277,8 +277,11 @@ class SessionCalls:
                     raise VersionConflict(
                         "another server changed the session: go on from its version"
                     ) from None
-                event["version"] = held.record.version if held.record else 0
-                yield event
+                stands = session_of(held)
+                yield {
+                    **event,
+                    **{name: stands[name] for name in ("version", "length", "at_limit")},
+                }
 
     async def _staying(
         self, state: SessionState, lm: CountingLM, call: Generation, draw: Draw | None
