@@ -6,7 +6,7 @@ This module must not know tokens, tries or beams; nor how a symbol is chosen.
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterable, AsyncIterator, Iterable
+from collections.abc import AsyncIterable, AsyncIterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, Literal, NamedTuple, TypeVar
 
@@ -16,7 +16,7 @@ from bytelm import utf8
 from bytelm.draws import Choose
 from bytelm.errors import DrawError, InputError, Utf8Error
 from bytelm.logprobs import EOS, LazyByteProbs
-from bytelm.stop_strings import StopStrings
+from bytelm.stop_strings import Stop, StopStrings
 
 if TYPE_CHECKING:
     from bytelm.byte_lm import StatefulByteLM
@@ -68,7 +68,7 @@ async def generate(
     steps: int,
     choose: Choose,
     *,
-    stop: bytes | Iterable[bytes] = (),
+    stop: Stop = (),
     valid_utf8: bool = False,
     logprobs: bool = False,
 ) -> AsyncIterator[Piece[S]]:
@@ -101,7 +101,7 @@ async def generate(
     """
     if steps < 0:
         raise InputError(f"steps must not be negative, got {steps}")
-    stops = StopStrings(stop, valid_utf8)
+    stops = StopStrings.of(stop, valid_utf8)
     text = utf8.state_after(state.context) if valid_utf8 else utf8.BOUNDARY
     finish: FinishReason = "steps"
     given = state

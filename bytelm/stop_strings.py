@@ -6,8 +6,12 @@ This module must not know what gives the bytes.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TypeAlias
 
 from bytelm.errors import InputError
+
+Stop: TypeAlias = "bytes | Iterable[bytes] | StopStrings"
+"""One string or several; made into an automaton once, where many texts have the same."""
 
 
 class StopStrings:
@@ -36,6 +40,11 @@ class StopStrings:
                 )
             self._add(string)
         self._link()
+
+    @classmethod
+    def of(cls, stop: Stop, valid_utf8: bool = False) -> StopStrings:
+        """Those strings, made into an automaton unless somebody did that already."""
+        return stop if isinstance(stop, StopStrings) else cls(stop, valid_utf8)
 
     def __bool__(self) -> bool:
         return len(self.begun) > 1

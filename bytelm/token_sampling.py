@@ -19,7 +19,7 @@ This module knows beams and token LMs; it must not know how a token LM generates
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from typing import Literal, TypeVar
 
@@ -29,7 +29,7 @@ from bytelm.draws import Draw, chooser
 from bytelm.errors import InputError, MethodError
 from bytelm.generation import FinishReason, Piece, generate
 from bytelm.logprobs import Chart
-from bytelm.stop_strings import StopStrings
+from bytelm.stop_strings import Stop, StopStrings
 from bytelm.token_lm import AsyncTokenLM, GeneratingTokenLM
 
 S = TypeVar("S", bound=StatefulByteLM)
@@ -102,7 +102,7 @@ def sample(
     draw: Draw | Callable[[Chart], int],
     *,
     method: Method = "auto",
-    stop: bytes | Iterable[bytes] = (),
+    stop: Stop = (),
     valid_utf8: bool = False,
     logprobs: bool = False,
 ) -> AsyncIterator[Piece[S]] | AsyncIterator[Piece[None]]:
@@ -140,7 +140,7 @@ def sample(
 
 
 async def sample_tokens(
-    state: ByteBeamState, steps: int, draw: Draw, *, stop: bytes | Iterable[bytes] = ()
+    state: ByteBeamState, steps: int, draw: Draw, *, stop: Stop = ()
 ) -> AsyncIterator[Piece[None]]:
     """A text drawn after ``state`` by tokens, in pieces as they become final.
 
@@ -164,7 +164,7 @@ async def sample_tokens(
     source = state.source
     by_tokens("token", source.lm, draw)
     assert isinstance(source.lm, GeneratingTokenLM)
-    text = _Text(steps, StopStrings(stop))
+    text = _Text(steps, StopStrings.of(stop))
     finish: FinishReason | None = None if steps else "steps"
     if finish is None:
         tokens, rest = state.draw_tokens(draw.uniform)

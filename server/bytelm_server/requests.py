@@ -3,6 +3,7 @@
 Unknown fields are refused.
 """
 
+from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -18,6 +19,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from bytelm.stop_strings import StopStrings
 from bytelm_server.contexts import Body, BytesIn, ContextIn
 
 MOST_STOPS = 16
@@ -182,6 +184,11 @@ class Generation(Body):
     def stops(self) -> list[bytes]:
         """The stop strings."""
         return [string.data for string in self.stop or ()]
+
+    @cached_property
+    def automaton(self) -> StopStrings:
+        """What finds them, for all texts of the call."""
+        return StopStrings(self.stops)
 
 
 class Drawing(Generation):

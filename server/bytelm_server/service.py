@@ -175,7 +175,7 @@ class ByteService:
                 state,
                 call.steps,
                 LazyByteProbs.argmax,
-                stop=call.stops,
+                stop=call.automaton,
                 logprobs=call.logprobs,
             )
             return [_continuation(await run.generated(pieces, index))]
@@ -197,7 +197,7 @@ class ByteService:
                 own = draw.spawn(index, place)
                 try:
                     pieces = sample(
-                        state, call.steps, own, method=call.method, stop=call.stops, **how
+                        state, call.steps, own, method=call.method, stop=call.automaton, **how
                     )
                     made = await run.generated(pieces, index, place)
                 except InputError as error:
@@ -335,6 +335,7 @@ class _Run:
     ) -> Generated[Any]:
         """A continuation of a state: of which context, and which of its samples."""
         async with self.turn:
+            await pace.turn()
             pieces = self._counted(pieces)
             if self._told is not None:
                 pieces = self._told.passing(pieces, index, sample)

@@ -7,9 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from bytelm.stop_strings import StopStrings
 from bytelm_server.answers import bytes_out
 from bytelm_server.contexts import BytesIn, ContextIn
 from bytelm_server.requests import Beam, GreedyCall, NextBytesCall, SampleCall
+from bytelm_server.sessions.replies import digest
 
 
 def read(body: object) -> bytes:
@@ -128,3 +130,10 @@ def test_what_is_no_eos_token_is_refused(token: object) -> None:
 def test_what_is_no_context_of_segments_or_messages_is_refused(body: object) -> None:
     with pytest.raises(ValidationError):
         ContextIn.model_validate(body)
+
+
+def test_the_automaton_of_a_calls_stop_strings_is_made_once() -> None:
+    call = SampleCall.model_validate({"context": "a", "steps": 1, "stop": ["ab", "c"]})
+    assert call.automaton is call.automaton
+    assert StopStrings.of(call.automaton) is call.automaton
+    assert digest("sample", call) == digest("sample", call.model_copy())

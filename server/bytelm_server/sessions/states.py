@@ -24,7 +24,6 @@ from bytelm.errors import ContextTooLong, MethodError, SnapshotError, VocabError
 from bytelm.generation import FinishReason, generate
 from bytelm.logprobs import LazyByteProbs
 from bytelm.snapshot import Snapshot
-from bytelm.stop_strings import StopStrings
 from bytelm.threads import by_length, go_on
 from bytelm.token_lm import AsyncTokenLM, GeneratingTokenLM, StatefulTokenizedLM
 from bytelm.token_sampling import by_tokens, sample
@@ -215,14 +214,18 @@ class ByteState(SessionState):
         pieces: AsyncIterator[Any]
         if draw is None:
             pieces = generate(
-                self.beam, call.steps, LazyByteProbs.argmax, stop=call.stops, logprobs=call.logprobs
+                self.beam,
+                call.steps,
+                LazyByteProbs.argmax,
+                stop=call.automaton,
+                logprobs=call.logprobs,
             )
         else:
             assert isinstance(call, Drawing)
             how: dict[str, Any] = {"valid_utf8": call.valid_utf8, "logprobs": call.logprobs}
             try:
                 pieces = sample(
-                    self.beam, call.steps, draw, method=call.method, stop=call.stops, **how
+                    self.beam, call.steps, draw, method=call.method, stop=call.automaton, **how
                 )
             except MethodError as error:
                 raise FieldError(str(error), error.option) from error
@@ -367,7 +370,7 @@ class TokenState(SessionState):
             name = "valid_utf8" if call.valid_utf8 else "method"
             raise FieldError(f"{name} goes with byte sessions only", name)
         vocab = self.lm_state.model.vocab
-        stops = StopStrings(call.stops)
+        stops = call.automaton
         held: list[_Token] = []
         given, state, node, size, left = self, self, 0, 0, call.steps
         finish: FinishReason = "length"
