@@ -1,7 +1,8 @@
 """What both clients share: requests are built here, and answers read. Must not send anything."""
 
+import uuid
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import httpx
 import numpy as np
@@ -10,18 +11,32 @@ from numpy.typing import NDArray
 from bytelm.settings import ClientSettings
 from bytelm_client._calls import (
     Call,
+    json_of,
     nothing,
     read_continuation,
     read_next_bytes,
     read_results,
     read_score,
 )
-from bytelm_client.contexts import Context, Contexts, Texts, bytes_json, context_json, is_one
+from bytelm_client.contexts import (
+    TEXT,
+    Context,
+    Contexts,
+    Ids,
+    Text,
+    Texts,
+    bytes_json,
+    context_json,
+    ids_json,
+    is_one,
+)
 from bytelm_client.errors import (
     APIError,
     BadAnswer,
+    BytelmClientError,
     CannotConnect,
     CannotSend,
+    Closed,
     ConnectionLost,
     ItemsFailed,
     TimedOut,
@@ -43,6 +58,9 @@ T = TypeVar("T")
 
 CONNECTIONS = httpx.Limits(max_connections=512, max_keepalive_connections=512)
 """How many calls a client makes at the same time; others wait for a connection."""
+
+
+REQUEST_ID = "X-Request-ID"
 
 
 class BaseClient:
@@ -67,6 +85,8 @@ class BaseClient:
         timeout: float | None = 600.0,
         retries: int = 3,
     ) -> None:
+        if base_url is not None and not isinstance(base_url, str):
+            raise TypeError(f"the server's address is a text, not {base_url!r:.60}")
         settings = ClientSettings()
         self.base_url = (base_url or settings.url).rstrip("/")
         if api_key is None and settings.api_key is not None:
@@ -115,11 +135,11 @@ class BaseClient:
     def _score(
         self,
         context: Context,
-        continuations: str | bytes | Texts,
+        continuations: Text | Texts,
         options: Mapping[str, Any],
     ) -> Call[Score | list[Score]]:
-        one = isinstance(continuations, str | bytes)
-        given = [continuations] if isinstance(continuations, str | bytes) else continuations
+        one = isinstance(continuations, TEXT)
+        given = [continuations] if isinstance(continuations, TEXT) else continuations
         body = {
             "context": context_json(context),
             "continuations": [bytes_json(text) for text in given],
@@ -127,11 +147,10 @@ class BaseClient:
         }
         return Call("POST", "/v1/score", read_results(read_score, one), body)
 
-    def _token_logprobs(
-        self, contexts: Sequence[int] | Sequence[Sequence[int]]
-    ) -> Call[NextTokens | list[NextTokens]]:
-        one = bool(contexts) and not isinstance(contexts[0], Sequence)
-        body = {"contexts": [list(contexts)] if one else [list(ids) for ids in contexts]}  # type: ignore[arg-type]
+    def _token_logprobs(self, contexts: Ids | Sequence[Ids]) -> Call[NextTokens | list[NextTokens]]:
+        one = len(contexts) > 0 and not isinstance(contexts[0], Sequence | np.ndarray)
+        given = cast(Sequence[Ids], [contexts] if one else contexts)
+        body = {"contexts": [ids_json(ids) for ids in given]}
 
         def read(rows: NDArray[np.float32]) -> NextTokens | list[NextTokens]:
             results = [NextTokens(row) for row in rows]
@@ -182,16 +201,22 @@ class BaseClient:
         return Call("POST", path, nothing, body)
 
     def _request(self, http: httpx.Client | httpx.AsyncClient, call: Call[Any]) -> httpx.Request:
-        headers = {} if call.key is None else {"Idempotency-Key": call.key}
+        headers = {**self._headers, REQUEST_ID: uuid.uuid4().hex}
+        if call.body is not None:
+            headers["Content-Type"] = "application/json"
+        if call.key is not None:
+            headers["Idempotency-Key"] = call.key
         if call.octets:
             headers["Accept"] = "application/octet-stream"
+        content = None if call.body is None else json_of(call.body)
         url = self.base_url + call.path
         try:
             return http.build_request(
-                call.method, url, json=call.body, params=call.params, headers=headers
+                call.method, url, content=content, params=call.params, headers=headers
             )
+        except httpx.InvalidURL as error:
+            raise self._failed(error, None) from error
         except ValueError as error:
-            # NaN, infinity and halves of surrogate pairs.
             raise CannotSend(f"the call cannot be sent: {error}") from error
 
     def _read(self, call: Call[T], response: httpx.Response) -> T:
@@ -199,19 +224,30 @@ class BaseClient:
             if not call.expects(response):
                 raise api_error(response.status_code, response.json()["error"])
             return call.read(_floats(response) if call.octets else response.json())
+        except BytelmClientError as error:
+            error.of_request(request_id_of(response))
+            raise
         except (ValueError, LookupError, TypeError) as error:
             raise BadAnswer(
                 f"{self.base_url}{call.path} did not answer as a bytelm server does"
                 f" (status {response.status_code}); is the address right?"
-            ) from error
+            ).of_request(request_id_of(response)) from error
 
-    def _broken(self, error: Exception | None, count: int) -> Exception:
+    def _broken(self, error: Exception | None, count: int) -> BytelmClientError:
         """The error for a stream that ended too early, after so many bytes."""
         if isinstance(error, httpx.TimeoutException):
             return TimedOut(f"{self.base_url} fell silent after {count} bytes")
         return ConnectionLost(f"the connection to {self.base_url} broke after {count} bytes")
 
-    def _failed(self, error: httpx.HTTPError | httpx.InvalidURL) -> Exception:
+    def _failed(self, error: Exception, request: httpx.Request | None) -> BytelmClientError:
+        """The error for a request that was not answered."""
+        sent = None if request is None else request.headers[REQUEST_ID]
+        return self._unanswered(error).of_request(sent)
+
+    def _unanswered(self, error: Exception) -> BytelmClientError:
+        if isinstance(error, RuntimeError):
+            # Of httpx, where it was closed, or asyncio, where the loop was.
+            return Closed(f"{self!r} is of no use any more: {error} Make another one.")
         if isinstance(error, httpx.TimeoutException) and not isinstance(
             error, httpx.ConnectTimeout
         ):
@@ -221,6 +257,12 @@ class BaseClient:
         ):
             return ConnectionLost(f"the connection to {self.base_url} broke before an answer came")
         return CannotConnect(f"no answer from {self.base_url}: {error}; is the server running?")
+
+
+def request_id_of(response: httpx.Response) -> str | None:
+    """By which the server's log has the call that a response answers."""
+    found: str | None = response.headers.get(REQUEST_ID, response.request.headers.get(REQUEST_ID))
+    return found
 
 
 def _contexts(context: Context | Contexts) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """A call: a request to send, and how its answer reads. Must not send anything."""
 
 import base64
+import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from typing import Any, Generic, TypeVar
 import httpx
 import numpy as np
 
-from bytelm_client.errors import APIError, ItemsFailed, api_error_of
+from bytelm_client.errors import APIError, CannotSend, ItemsFailed, api_error_of
 from bytelm_client.results import Continuation, NextBytes, Score, Usage
 
 T = TypeVar("T", covariant=True)
@@ -46,6 +47,31 @@ class Call(Generic[T]):
     def expects(self, response: httpx.Response) -> bool:
         """Whether the response is an answer, not an error."""
         return response.status_code in self.expected
+
+
+def json_of(body: Mapping[str, Any]) -> bytes:
+    """A body as it is sent; numbers of numpy are numbers.
+
+    Raises:
+        CannotSend: when it has something that JSON does not have; names the field.
+    """
+    try:
+        return json.dumps(
+            body, ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=_plain
+        ).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        if len(body) == 1:
+            (name,) = body
+            raise CannotSend(f"{name} cannot be sent: {error}") from error
+        for name, value in body.items():
+            json_of({name: value})
+        raise CannotSend(f"the call cannot be sent: {error}") from error
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.integer | np.floating | np.bool_):
+        return value.item()
+    raise TypeError(f"it is no text, number or list, but a {type(value).__name__}")
 
 
 def nothing(answer: Any) -> None:

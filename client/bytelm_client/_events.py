@@ -30,6 +30,7 @@ class BaseStream:
         self._done = False
         self._left = False
         self._error: BytelmClientError | None = None
+        self._request_id: str | None = None
 
     @property
     def received(self) -> bytes:
@@ -61,7 +62,7 @@ class BaseStream:
         if not isinstance(error, BytelmClientError):
             self._left = self._begun
             error = Closed(f"the stream was left after {len(self._data)} bytes: make another call")
-        self._error = error
+        self._error = error.of_request(self._request_id)
 
     def _take(self, line: str) -> bytes:
         """The bytes that a line of the answer has; lines that are no events are the server's pings.

@@ -5,8 +5,9 @@ Every change carries a key, so that a call that is sent again happens once. Must
 
 import threading
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from types import NoneType
 from typing import Any, Literal, TypeAlias, TypeVar, cast
 
 import numpy as np
@@ -19,7 +20,17 @@ from bytelm_client._calls import (
     read_results,
 )
 from bytelm_client._events import Event
-from bytelm_client.contexts import Context, Segments, bytes_json, context_json
+from bytelm_client.contexts import (
+    TEXT,
+    Context,
+    Ids,
+    Messages,
+    Segments,
+    Text,
+    bytes_json,
+    context_json,
+    ids_json,
+)
 from bytelm_client.options import options_json
 from bytelm_client.results import (
     Candidate,
@@ -34,20 +45,19 @@ T = TypeVar("T")
 
 Kind = Literal["byte", "token"]
 
-More: TypeAlias = str | bytes | Segments | Sequence[int]
+More: TypeAlias = Text | Segments | Ids
 """What a session consumes: text, bytes, segments; or, in a token session, token ids."""
 
 
 def create_call(
-    kind: Kind, context: Context | Sequence[int] | None, options: Mapping[str, Any]
+    kind: Kind, context: Context | Ids | None, options: Mapping[str, Any]
 ) -> Call[SessionInfo]:
     """A new session."""
     body: dict[str, Any] = {"kind": kind, **options_json(options)}
-    if context is not None:
-        ids = not isinstance(context, str | bytes) and isinstance(context, Sequence)
-        body["context"] = (
-            {"tokens": list(cast(Sequence[int], context))} if ids else context_json(context)  # type: ignore[arg-type]
-        )
+    if kind == "token" and not isinstance(context, (*TEXT, Segments, Messages, NoneType)):
+        body["context"] = {"tokens": ids_json(context)}
+    elif context is not None:
+        body["context"] = context_json(cast(Context, context))
     return Call("POST", "/v1/sessions", SessionInfo.from_json, body, key=_new_key())
 
 
@@ -226,12 +236,12 @@ def _path(session_id: str) -> str:
 
 def _more(more: More) -> dict[str, Any]:
     match more:
-        case str() | bytes():
+        case str() | bytes() | bytearray() | memoryview():
             return {"bytes": bytes_json(more)}
         case Segments():
             return cast(dict[str, Any], context_json(more))
         case _:
-            return {"tokens": [int(token) for token in more]}
+            return {"tokens": ids_json(more)}
 
 
 def _new_key() -> str:

@@ -4,9 +4,21 @@ Must not know calls.
 """
 
 import base64
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+Text: TypeAlias = str | bytes | bytearray | memoryview
+"""Bytes, or text, which is sent as UTF-8."""
+
+TEXT = (str, bytes, bytearray, memoryview)
+
+Ids: TypeAlias = Sequence[int] | NDArray[np.integer]
+"""Token ids."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +32,7 @@ class Special:
 class Segments:
     """A context of texts and special tokens; see ``segments``."""
 
-    parts: tuple[str | bytes | Special, ...]
+    parts: tuple[Text | Special, ...]
 
 
 @dataclass(frozen=True)
@@ -31,8 +43,8 @@ class Messages:
     add_generation_prompt: bool = True
 
 
-Context: TypeAlias = str | bytes | Segments | Messages
-"""What comes before: bytes, or text, which is sent as UTF-8; segments; messages."""
+Context: TypeAlias = Text | Segments | Messages
+"""What comes before: bytes, or text; segments; messages."""
 
 Texts: TypeAlias = list[str] | list[bytes] | list[str | bytes] | tuple[str | bytes, ...]
 """Several texts; not any sequence, since a text is a sequence of texts, too."""
@@ -50,7 +62,7 @@ def special(name: str) -> Special:
     return Special(name)
 
 
-def segments(*parts: str | bytes | Special) -> Segments:
+def segments(*parts: Text | Special) -> Segments:
     r"""A context of texts and special tokens in order.
 
     >>> context = segments(special("<|im_start|>"), "user\nHello", special("<|im_end|>"))
@@ -85,7 +97,7 @@ def messages(
     return Messages(tuple(messages), add_generation_prompt)
 
 
-def bytes_json(data: str | bytes) -> str | dict[str, str]:
+def bytes_json(data: Text) -> str | dict[str, str]:
     """Bytes or text as the API takes them.
 
     Raises:
@@ -120,6 +132,20 @@ def context_json(context: Context) -> Any:
             raise TypeError(
                 f"a context is text, bytes, segments(…) or messages(…), not {context!r:.60}"
             )
+
+
+def ids_json(ids: Ids) -> list[int]:
+    """Token ids as the API takes them.
+
+    Raises:
+        TypeError: when they are none.
+    """
+    try:
+        if isinstance(ids, TEXT):
+            raise TypeError
+        return [operator.index(token) for token in ids]
+    except TypeError:
+        raise TypeError(f"token ids are whole numbers in a row, not {ids!r:.60}") from None
 
 
 def is_one(context: Context | Contexts) -> bool:

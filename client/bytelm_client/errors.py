@@ -23,15 +23,32 @@
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 
 class BytelmClientError(Exception):
-    """The root of all errors raised by the client."""
+    """The root of all errors raised by the client.
+
+    Attributes:
+        request_id: by which the server's log has the call; None where none was sent.
+    """
+
+    request_id: str | None = None
+
+    def of_request(self, request_id: str | None) -> Self:
+        """The error, with the id of the call that it is of, unless it has one."""
+        self.request_id = self.request_id or request_id
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # An exception is made again of its message alone, unless it is told otherwise.
+        return _made_again, (type(self), self.args, self.__dict__)
 
 
 class CannotSend(BytelmClientError, ValueError):
-    """A number that is not finite, text that is not Unicode, or a key that no header can have."""
+    """A number that is not finite, text that is not Unicode, a value that JSON does not have, or a
+    key that no header can have.
+    """
 
 
 class CannotConnect(BytelmClientError):
@@ -125,6 +142,20 @@ class ItemsFailed(BytelmClientError):
         super().__init__(f"{len(errors)} of {len(results)} failed; {errors[first]}")
         self.errors = dict(errors)
         self.results = list(results)
+
+    def of_request(self, request_id: str | None) -> Self:
+        """The error, and those that it has, with the id of the call."""
+        for error in self.errors.values():
+            error.of_request(request_id)
+        return super().of_request(request_id)
+
+
+def _made_again(
+    kind: type[BytelmClientError], args: tuple[Any, ...], attributes: dict[str, Any]
+) -> BytelmClientError:
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(attributes)
+    return error
 
 
 _KINDS: dict[int, type[APIError]] = {

@@ -4,11 +4,15 @@ Must not know contexts, nor how a call is sent.
 """
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any, Literal
 
 from typing_extensions import TypedDict
 
-from bytelm_client.contexts import Texts, bytes_json
+from bytelm_client.contexts import TEXT, Text, Texts, bytes_json
+
+if TYPE_CHECKING:
+    from bytelm import BeamParams
 
 
 class Beam(TypedDict, total=False):
@@ -41,7 +45,7 @@ class BeamOptions(TypedDict, total=False):
         prefill: ``"fast"``, or ``"exact"`` to follow the beam through all of the context.
     """
 
-    beam: Beam | None
+    beam: "Beam | BeamParams | None"
     prefill: Literal["fast", "exact"]
 
 
@@ -53,7 +57,7 @@ class GreedyOptions(BeamOptions, total=False):
         logprobs: also give the log-probability of what is returned.
     """
 
-    stop: str | bytes | Texts | None
+    stop: Text | Texts | None
     logprobs: bool
 
 
@@ -104,17 +108,46 @@ class SessionOptions(BeamOptions, total=False):
     ttl: float | None
 
 
+LOCAL = {"verbose", "max_context_length", "eos_byte_strings", "log_prune_threshold"}
+"""Parameters of the library's beam that no server's has by this name."""
+
+
 def options_json(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options as the API takes them."""
-    fields = dict(options)
-    if fields.get("beam") is None:
-        fields.pop("beam", None)
-    elif (tokens := fields["beam"].get("eos_tokens")) is not None:
-        written = [list(token) if isinstance(token, bytes) else token for token in tokens]
-        fields["beam"] = {**fields["beam"], "eos_tokens": written}
-    stop = fields.get("stop")
-    if isinstance(stop, str | bytes):
+    """Options as the API takes them.
+
+    Raises:
+        TypeError: when one is not what it should be.
+    """
+    body = dict(options)
+    beam = body.pop("beam", None)
+    if beam is not None:
+        body["beam"] = _beam_json(beam)
+    stop = body.get("stop")
+    if isinstance(stop, TEXT):
         stop = [stop]
     if stop is not None:
-        fields["stop"] = [bytes_json(string) for string in stop]
-    return fields
+        body["stop"] = [bytes_json(string) for string in stop]
+    return body
+
+
+def _beam_json(beam: Any) -> dict[str, Any]:
+    if not isinstance(beam, Mapping):
+        from bytelm import BeamParams
+
+        if not isinstance(beam, BeamParams):
+            raise TypeError(f'a beam is {{"K": …, …}} or BeamParams, not {beam!r:.60}')
+        if beam.max_context_length is not None:
+            raise TypeError("max_context_length is an option of a session here, not of its beam")
+        given = {
+            field.name: getattr(beam, field.name)
+            for field in fields(beam)
+            # Of what the API may not have, only what says something: it tells of that then.
+            if field.name in Beam.__annotations__ or getattr(beam, field.name) != field.default
+        }
+        eos = {"eos_tokens": beam.eos_byte_strings}
+        beam = {**{name: given[name] for name in given if name not in LOCAL}, **eos}
+    tokens = beam.get("eos_tokens")
+    if tokens is None:
+        return dict(beam)
+    written = [list(token) if isinstance(token, bytes | bytearray) else token for token in tokens]
+    return {**beam, "eos_tokens": written}

@@ -21,8 +21,8 @@ from bytelm.byte_lm import StatefulByteLM
 from bytelm.draws import GREEDY_BELOW, Draw
 from bytelm.errors import ContextTooLong, EmptyBeam, Terminated
 from bytelm.logprobs import EOS, SIZE, Chart, LazyByteProbs, check_symbol, checked_bytes
-from bytelm_client import AsyncClient, AsyncSession
-from bytelm_client.contexts import Context, Segments
+from bytelm_client import AsyncClient, AsyncSession, Client
+from bytelm_client.contexts import Context, Segments, Special
 from bytelm_client.errors import BytelmClientError, InvalidRequest
 from bytelm_client.options import SampleOptions, SessionOptions
 from bytelm_client.results import Continuation
@@ -69,6 +69,8 @@ class RemoteByteLM(StatefulByteLM):
             ContextTooLong: when the context is longer than the model takes.
             BytelmClientError: when the server refuses, or does not answer.
         """
+        if isinstance(client, Client):
+            raise TypeError(f"a remote state is awaited: give AsyncClient({client.base_url!r})")
         if not isinstance(client, AsyncClient):
             client = AsyncClient(client)
         with _as_the_library():
@@ -268,10 +270,9 @@ def _bytes_of(context: Context | None) -> bytes:
     match context:
         case str():
             return context.encode()
-        case bytes():
-            return context
+        case bytes() | bytearray() | memoryview():
+            return bytes(context)
         case Segments(parts):
-            texts = [part for part in parts if isinstance(part, str | bytes)]
-            return b"".join(part.encode() if isinstance(part, str) else part for part in texts)
+            return b"".join(_bytes_of(part) for part in parts if not isinstance(part, Special))
         case _:
             return b""

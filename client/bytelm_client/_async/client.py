@@ -13,7 +13,7 @@ from bytelm_client._async.stream import AsyncStream
 from bytelm_client._base import CONNECTIONS, BaseClient
 from bytelm_client._calls import Call
 from bytelm_client._session_calls import create_call, resume_call
-from bytelm_client.contexts import Context, Contexts, Texts
+from bytelm_client.contexts import Context, Contexts, Ids, Text, Texts
 from bytelm_client.options import (
     BeamOptions,
     GreedyOptions,
@@ -67,7 +67,6 @@ class AsyncClient(BaseClient):
         super().__init__(base_url, api_key=api_key, timeout=timeout, retries=retries)
         self._http = httpx.AsyncClient(
             timeout=self.timeout,
-            headers=self._headers,
             limits=CONNECTIONS,
             transport=transport,
             verify=self._verify,
@@ -94,9 +93,9 @@ class AsyncClient(BaseClient):
     async def _respond(self, call: Call[Any], stream: bool = False) -> httpx.Response:
         """The response to take, after as many attempts as it takes; an error's is read."""
         attempts = Attempts(self.retries, call.once)
+        request = self._request(self._http, call)
         while True:
             try:
-                request = self._request(self._http, call)
                 response = await self._http.send(request, stream=stream)
                 if call.expects(response):
                     return response
@@ -104,10 +103,12 @@ class AsyncClient(BaseClient):
                 wait = attempts.after_answer(response)
                 if wait is None:
                     return response
-            except (httpx.HTTPError, httpx.InvalidURL) as error:
+            except httpx.HTTPError as error:
                 wait = attempts.after_error(error)
                 if wait is None:
-                    raise self._failed(error) from error
+                    raise self._failed(error, request) from error
+            except RuntimeError as error:
+                raise self._failed(error, request) from error
             await asyncio.sleep(wait)
 
     def _opening(self, call: Call[SessionInfo]) -> Opening:
@@ -205,7 +206,7 @@ class AsyncClient(BaseClient):
 
     @overload
     async def score(
-        self, context: Context, continuations: str | bytes, **options: Unpack[ScoreOptions]
+        self, context: Context, continuations: Text, **options: Unpack[ScoreOptions]
     ) -> Score: ...
     @overload
     async def score(
@@ -217,7 +218,7 @@ class AsyncClient(BaseClient):
     async def score(
         self,
         context: Context,
-        continuations: str | bytes | Texts,
+        continuations: Text | Texts,
         **options: Unpack[ScoreOptions],
     ) -> Score | list[Score]:
         """How likely one or several continuations are, each right after the context."""
@@ -225,7 +226,7 @@ class AsyncClient(BaseClient):
 
     def session(
         self,
-        context: Context | Sequence[int] | None = None,
+        context: Context | Ids | None = None,
         *,
         kind: Literal["byte", "token"] = "byte",
         **options: Unpack[SessionOptions],
@@ -271,11 +272,9 @@ class AsyncClient(BaseClient):
         return await self._send(self._batch(calls))
 
     @overload
-    async def token_logprobs(self, contexts: Sequence[int]) -> NextTokens: ...
+    async def token_logprobs(self, contexts: Ids) -> NextTokens: ...
     @overload
-    async def token_logprobs(self, contexts: Sequence[Sequence[int]]) -> list[NextTokens]: ...
-    async def token_logprobs(
-        self, contexts: Sequence[int] | Sequence[Sequence[int]]
-    ) -> NextTokens | list[NextTokens]:
+    async def token_logprobs(self, contexts: Sequence[Ids]) -> list[NextTokens]: ...
+    async def token_logprobs(self, contexts: Ids | Sequence[Ids]) -> NextTokens | list[NextTokens]:
         """The distribution over the token after one context of token ids, or after each."""
         return await self._send(self._token_logprobs(contexts))

@@ -12,7 +12,7 @@ from bytelm_client._calls import Call
 from bytelm_client._session_calls import create_call, resume_call
 from bytelm_client._sync.session import Session
 from bytelm_client._sync.stream import Stream
-from bytelm_client.contexts import Context, Contexts, Texts
+from bytelm_client.contexts import Context, Contexts, Ids, Text, Texts
 from bytelm_client.options import (
     BeamOptions,
     GreedyOptions,
@@ -66,7 +66,6 @@ class Client(BaseClient):
         super().__init__(base_url, api_key=api_key, timeout=timeout, retries=retries)
         self._http = httpx.Client(
             timeout=self.timeout,
-            headers=self._headers,
             limits=CONNECTIONS,
             transport=transport,
             verify=self._verify,
@@ -93,9 +92,9 @@ class Client(BaseClient):
     def _respond(self, call: Call[Any], stream: bool = False) -> httpx.Response:
         """The response to take, after as many attempts as it takes; an error's is read."""
         attempts = Attempts(self.retries, call.once)
+        request = self._request(self._http, call)
         while True:
             try:
-                request = self._request(self._http, call)
                 response = self._http.send(request, stream=stream)
                 if call.expects(response):
                     return response
@@ -103,10 +102,12 @@ class Client(BaseClient):
                 wait = attempts.after_answer(response)
                 if wait is None:
                     return response
-            except (httpx.HTTPError, httpx.InvalidURL) as error:
+            except httpx.HTTPError as error:
                 wait = attempts.after_error(error)
                 if wait is None:
-                    raise self._failed(error) from error
+                    raise self._failed(error, request) from error
+            except RuntimeError as error:
+                raise self._failed(error, request) from error
             time.sleep(wait)
 
     def _opening(self, call: Call[SessionInfo]) -> Session:
@@ -202,7 +203,7 @@ class Client(BaseClient):
 
     @overload
     def score(
-        self, context: Context, continuations: str | bytes, **options: Unpack[ScoreOptions]
+        self, context: Context, continuations: Text, **options: Unpack[ScoreOptions]
     ) -> Score: ...
     @overload
     def score(
@@ -214,7 +215,7 @@ class Client(BaseClient):
     def score(
         self,
         context: Context,
-        continuations: str | bytes | Texts,
+        continuations: Text | Texts,
         **options: Unpack[ScoreOptions],
     ) -> Score | list[Score]:
         """How likely one or several continuations are, each right after the context."""
@@ -222,7 +223,7 @@ class Client(BaseClient):
 
     def session(
         self,
-        context: Context | Sequence[int] | None = None,
+        context: Context | Ids | None = None,
         *,
         kind: Literal["byte", "token"] = "byte",
         **options: Unpack[SessionOptions],
@@ -266,11 +267,9 @@ class Client(BaseClient):
         return self._send(self._batch(calls))
 
     @overload
-    def token_logprobs(self, contexts: Sequence[int]) -> NextTokens: ...
+    def token_logprobs(self, contexts: Ids) -> NextTokens: ...
     @overload
-    def token_logprobs(self, contexts: Sequence[Sequence[int]]) -> list[NextTokens]: ...
-    def token_logprobs(
-        self, contexts: Sequence[int] | Sequence[Sequence[int]]
-    ) -> NextTokens | list[NextTokens]:
+    def token_logprobs(self, contexts: Sequence[Ids]) -> list[NextTokens]: ...
+    def token_logprobs(self, contexts: Ids | Sequence[Ids]) -> NextTokens | list[NextTokens]:
         """The distribution over the token after one context of token ids, or after each."""
         return self._send(self._token_logprobs(contexts))

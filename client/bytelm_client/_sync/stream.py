@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Self
 
 import httpx
 
+from bytelm_client._base import request_id_of
 from bytelm_client._calls import Call
 from bytelm_client._events import BaseStream
 from bytelm_client.errors import BytelmClientError
@@ -47,13 +48,14 @@ class Stream(BaseStream, Iterator[bytes]):
         self._begun = True
         try:
             response = self._client._respond(self._call, stream=True)
+            self._request_id = request_id_of(response)
             try:
                 if not self._call.expects(response):
                     self._client._read(self._call, response)
                 for line in response.iter_lines():
                     if piece := self._take(line):
                         yield piece
-            except httpx.HTTPError as error:
+            except (httpx.HTTPError, httpx.StreamError) as error:
                 raise self._client._broken(error, len(self._data)) from error
             finally:
                 response.close()
