@@ -1,43 +1,41 @@
 """The trunk of a context: the tokens that need no walk.
 
-Bytes that are known in advance are tokenized canonically. All tokens before the last few word ends
-are the *trunk*; the beam walks only the bytes behind it, where other tokenizations than the
-canonical one still matter for what follows. The cut is made where no later byte can change the
-canonical tokenization of what lies before it:
+Bytes that are known in advance are tokenized canonically. All tokens before the last few words are
+the *trunk*; the beam walks only the bytes behind it, where other tokenizations than the canonical
+one still matter for what follows::
 
-    The capital| of Fran        tail 2: the last two word ends, "capital" and "of", are walked past
-    ----trunk---|---walk---
+    The capital of Fran| ce is a city call        at least two word ends and some bytes are walked
+    -------trunk-------|-------walk-------
 
-A place between two characters is such a *word end* when a token ends there, the left one is a
-letter or digit, the right one is white space, punctuation or a symbol, and no token of the
-vocabulary has a letter or digit before this right one inside it: then no merge can ever cross it,
-and no pre-tokenizer's pattern looks further.
+How much is walked is bounded whatever the text. The trunk ends with a word where one ends near
+enough: there no later byte can change it (see ``places``). In runs, blobs and scripts without
+spaces none may; then it ends at the place that the least speaks against.
 
 This module knows vocabularies; it must not know beams or models.
 """
 
 from __future__ import annotations
 
-import re
-import unicodedata
 from dataclasses import dataclass
 from functools import cached_property
 
 from bytelm.errors import ContextTooLong
+from bytelm.places import Places, Risk
 from bytelm.threads import by_length
-from bytelm.utf8 import LONGEST
+from bytelm.trie import TokenTrie
 from bytelm.vocab import ByteVocab
 
 TAIL = 2
 """How many word ends are walked past by default; see the accuracy benchmark."""
+LEAST_BYTES, LEAST_TOKENS = 16, 12
+"""So many bytes are walked at least, or through so many canonical tokens, if there are as many."""
+MOST_BYTES, MOST_TOKENS = 48, 16
+"""No more bytes are walked, but to the end of a token behind the least; nor more tokens."""
 
 LONG = 4096
 """Bytes of a text whose tokens are not all counted where some are enough."""
 USUAL = 6
 """More bytes than the tokens of ordinary texts have."""
-
-# Behind a letter or digit: bytes that are part of a character, or a character of another kind.
-_INSIDE = re.compile("(?<=[^\\W_])(?:[\udc80-\udcff]+|[\\W_])")
 
 
 @dataclass(frozen=True)
@@ -48,11 +46,13 @@ class Trunk:
         tokens: the trunk's token ids.
         rest: the bytes behind it.
         rest_tokens: the canonical ids of ``rest``.
+        is_certain: whether the tokens are canonical whatever follows.
     """
 
     tokens: tuple[int, ...]
     rest: bytes
     rest_tokens: tuple[int, ...]
+    is_certain: bool = True
 
 
 class TrunkFinder:
@@ -74,37 +74,41 @@ class TrunkFinder:
         """Let all texts of a vocabulary be walked: how it tokenizes is not known here."""
         vocab.__dict__["_trunk_finder"] = _NoTrunks(vocab)
 
-    @cached_property
-    def _crossed(self) -> frozenset[bytes]:
-        """What some token has right behind a letter or digit: characters, or the first bytes."""
-        return frozenset(
-            found.encode(errors="surrogateescape")
-            for data in self._vocab.token_bytes
-            for found in _INSIDE.findall(data.decode(errors="surrogateescape"))
-        )
-
     def find(self, text: bytes, tail: int = TAIL) -> Trunk:
-        """The trunk of ``text``; empty where there is no place to cut.
+        """The trunk of ``text``; empty where all of it is to be walked.
 
         Args:
             text: bytes, the tokenizer's own prefix included.
-            tail: how many word ends to leave to the walk, at least 1.
+            tail: how many word ends to leave to the walk, at least 1, as far as ``MOST_BYTES`` and
+                ``MOST_TOKENS`` allow.
 
         Raises:
             VocabError: when the vocabulary cannot spell a byte.
         """
         ids = self._vocab.encode(text)
-        token_bytes = self._vocab.token_bytes
+        places = self._places(text)
+        found: list[tuple[Risk, int, int]] = []
         cut = len(text)
-        for n in range(len(ids) - 1, 0, -1):
-            cut -= len(token_bytes[ids[n]])
-            if self._is_word_end(text, cut):
-                tail -= 1
-                # Holds by construction; checked since a trunk that is not canonical would be
-                # wrong without a sign of it.
-                if tail <= 0 and self._vocab.encode(text[:cut]) == ids[:n]:
-                    return Trunk(tuple(ids[:n]), text[cut:], tuple(ids[n:]))
-        return Trunk((), text, tuple(ids))
+        for n in range(len(ids) - 1, -1, -1):
+            cut -= len(self._vocab.token_bytes[ids[n]])
+            walked, tokens = len(text) - cut, len(ids) - n
+            if found and (walked > MOST_BYTES or tokens > MOST_TOKENS):
+                break
+            if not n:
+                return Trunk((), text, tuple(ids))
+            is_end = places.is_word_end(cut)
+            tail -= is_end
+            if walked >= LEAST_BYTES or tokens >= LEAST_TOKENS:
+                found.append((places.risk(cut), cut, n))
+                if is_end and tail <= 0:
+                    break
+        if not found:
+            return Trunk((), text, tuple(ids))
+        _, cut, n = min(found)
+        return Trunk(tuple(ids[:n]), text[cut:], tuple(ids[n:]), places.is_certain(cut))
+
+    def _places(self, text: bytes) -> Places:
+        return Places(TokenTrie.of(self._vocab), self._longest, text)
 
     async def found(self, text: bytes, tail: int = TAIL) -> Trunk:
         """The same, while other tasks go on where the text is long."""
@@ -135,9 +139,10 @@ class TrunkFinder:
         self.check_length(before, len(text), most)
         if len(text) > LONG:
             # A beginning that ends with a word has the tokens there that it has within the text.
+            places = self._places(text)
             near = min((most - before) * USUAL, len(text) // 2)
             for at in range(near, min(near + self._longest, len(text))):
-                if self._is_word_end(text, at):
+                if places.is_word_end(at):
                     length = before + len(self._vocab.encode(text[:at]))
                     if length > most:
                         raise ContextTooLong.of(most, length, at_least=True)
@@ -161,22 +166,12 @@ class TrunkFinder:
             return text
         lengths = [len(self._vocab.token_bytes[i]) for i in ids]
         start = sum(lengths[: len(ids) - tokens])
-        cut = start
+        cut, places = start, self._places(text)
         for length in lengths[len(ids) - tokens : len(ids) - tokens // 2]:
-            if self._is_word_end(text, cut):
+            if places.is_word_end(cut):
                 return text[cut:]
             cut += length
         return text[start:]
-
-    def _is_word_end(self, text: bytes, at: int) -> bool:
-        left = _last_character(text[max(at - LONGEST, 0) : at])
-        right = _first_character(text[at : at + LONGEST])
-        return (
-            left.isalnum()
-            and right != ""
-            and (right.isspace() or unicodedata.category(right)[0] in "PSZ")
-            and not any(right.encode()[:n] in self._crossed for n in range(1, LONGEST + 1))
-        )
 
 
 class _NoTrunks(TrunkFinder):
@@ -185,23 +180,3 @@ class _NoTrunks(TrunkFinder):
     def find(self, text: bytes, tail: int = TAIL) -> Trunk:
         """See ``TrunkFinder``."""
         return Trunk((), text, tuple(self._vocab.encode(text)))
-
-
-def _first_character(data: bytes) -> str:
-    """The first character of UTF-8 bytes, or "" where they begin with something else."""
-    for length in range(1, LONGEST + 1):
-        try:
-            return data[:length].decode() if data else ""
-        except UnicodeDecodeError:
-            continue
-    return ""
-
-
-def _last_character(data: bytes) -> str:
-    """The last character of UTF-8 bytes, or "" where they end with something else."""
-    for length in range(1, min(LONGEST, len(data)) + 1):
-        try:
-            return data[-length:].decode()
-        except UnicodeDecodeError:
-            continue
-    return ""

@@ -25,6 +25,7 @@ from bytelm.beam import kernels
 from bytelm.beam.deferred import NOTHING, POINTER, Deferred, Path
 from bytelm.beam.late import Known, Part, canonical, gather, settle, spell
 from bytelm.beam.params import BeamParams
+from bytelm.beam.ration import RATION, narrowed
 from bytelm.byte_lm import StatefulByteLM
 from bytelm.draws import Draw
 from bytelm.errors import BeamError, ContextTooLong, EmptyBeam, Terminated, VocabError
@@ -472,9 +473,10 @@ class ByteBeamState(StatefulByteLM):
         Args:
             bs: bytes to consume.
             mode: ``"fast"`` takes the trunk of the whole text as it is and walks the rest,
-                see ``bytelm.prefill``; ``logZ`` then leaves out its probability. Where little is
-                added to a text, and with ``"exact"``, the beam walks byte by byte.
-            tail: how many word ends lie behind the trunk.
+                see ``bytelm.prefill``; ``logZ`` then leaves out its probability. What it walks and
+                evaluates is bounded whatever the text, but for a beam without a threshold. Where
+                little is added to a text, and with ``"exact"``, the beam walks byte by byte.
+            tail: how many word ends lie behind the trunk, where as many are near enough.
 
         Raises:
             BeamError: when ``mode`` is unknown, or ``tail`` below 1.
@@ -868,8 +870,16 @@ class ByteBeamState(StatefulByteLM):
                     await submitted[path]
             state = self._with((), _NONE, [(base, 0.0)])
             state.source = self.source.knowing(submitted)
+            ration, taken = RATION - len(submitted), 0
             for at, b in enumerate(trunk.rest):
-                state = await state.prune()._moved(b, trunk.rest[at:])
+                before = state.prune()
+                is_spent = taken > ration * (at + 1) / len(trunk.rest)
+                before.params = narrowed(self.params) if is_spent else self.params
+                state = await before._moved(b, trunk.rest[at:])
+                state.params = self.params
+                known = set(map(id, before._paths))
+                new = [path for path in state._paths if id(path) not in known]
+                taken += sum(path not in submitted for path in new)
             # The canonical tokens of the whole text are likely to be asked for next.
             done = [(path, answer) for path, answer in submitted.items() if answer.done()]
             nodes = state._candidates.node

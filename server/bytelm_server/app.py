@@ -25,7 +25,7 @@ from bytelm_server.shapes import MOST_LISTS, MOST_STRINGS, MOST_VALUES
 from bytelm_server.stores.chosen import store_of
 
 _ABOUT = """\
-A token-level language model, served byte by byte: exact distributions over the next byte, greedy
+A token-level language model, served byte by byte: distributions over the next byte, greedy
 continuations and samples, wherever the context ends.
 
 * Bytes in: a string, `{"text": "…"}` or `{"base64": "…"}`. Bytes out: both; `text` is null where

@@ -103,8 +103,8 @@ class BeamCall(Body):
     beam: Beam = Field(default_factory=Beam, description="The beam's parameters.")
     prefill: Literal["fast", "exact"] = Field(
         "fast",
-        description="`fast` takes all but the end of the context in its canonical tokens; `exact` "
-        "follows the beam through all of it, byte by byte.",
+        description="`fast` takes all but the end of the context in its canonical tokens, an "
+        "approximation of bounded cost; `exact` follows the beam through all of it, byte by byte.",
     )
 
 

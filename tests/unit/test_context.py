@@ -242,9 +242,9 @@ async def test_a_context_that_ends_with_a_special_token_costs_no_evaluation():
 
 async def test_a_longer_tail_walks_past_more_words():
     evaluated = []
-    for tail in (1, 3):
+    for tail in (1, 7):
         lm = RecordingLM(VOCAB)
-        context = Context([Special(USER), Text(b"cat cat cat cat cat")])
+        context = Context([Special(USER), Text(b"cat" + b" cat" * 9)])
         await begin(lm, PARAMS, context, tail=tail)
         evaluated.append(min(map(len, lm.contexts)))
     assert evaluated[1] < evaluated[0]

@@ -1,5 +1,6 @@
 """Trunks: tokens that no later byte can change, and the states behind them."""
 
+import re
 from pathlib import Path
 
 import mistral_common
@@ -9,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from bytelm import prefill
 from bytelm.beam import BeamParams, ByteBeamState
 from bytelm.errors import BeamError, ContextTooLong, EmptyBeam, VocabError
 from bytelm.logprobs import EOS
-from bytelm.prefill import TrunkFinder
+from bytelm.prefill import LEAST_BYTES, LEAST_TOKENS, MOST_BYTES, MOST_TOKENS, Trunk, TrunkFinder
 from bytelm.testing import BruteForce, StubLM, assert_exact, assert_normalised
 from bytelm.vocab import ByteVocab
 
@@ -67,34 +69,87 @@ def vocab(request) -> ByteVocab:
 
 
 WORDS_AND_MARKS = """The| capital| of| don|'t|'|I|'r|e| |  |\n|\t|1|23|4567|.|,|)|](|。|，|北京|是|é
-|e\u0301|/|_|-|def|X|😀|\u200b""".replace("é\n", "é")
+|e\u0301|/|_|-|def|X|😀|\u200b|ประเทศไทย|aaaa|====|مُحَمَّدٌ|👩\u200d👧|👍🏽|3f9a|ABCd""".replace(
+    "é\n", "é"
+)
 words = st.sampled_from(WORDS_AND_MARKS.split("|"))
-texts = st.lists(words, max_size=14).map("".join)
+texts = st.lists(words, max_size=40).map("".join)
+runs = st.tuples(words, st.integers(1, 60), texts).map(lambda made: made[0] * made[1] + made[2])
 tails = st.one_of(texts.map(str.encode), st.binary(max_size=6))
 
 
 @settings(max_examples=300)
-@given(text=texts, cut=st.integers(0, 2), after=tails, tail=st.integers(1, 3))
+@given(text=texts | runs, cut=st.integers(0, 2), after=tails, tail=st.integers(1, 3))
 def test_no_later_byte_changes_a_trunk(vocab, text, cut, after, tail):
     data = vocab.prefix + text.encode()
     data = data[: len(data) - cut]
     trunk = TrunkFinder.of(vocab).find(data, tail)
     assert vocab.decode(trunk.tokens) + trunk.rest == data
     assert [*trunk.tokens, *trunk.rest_tokens] == vocab.encode(data)
-    assert vocab.encode(data + after)[: len(trunk.tokens)] == list(trunk.tokens)
+    if trunk.is_certain:
+        assert vocab.encode(data + after)[: len(trunk.tokens)] == list(trunk.tokens)
 
 
-def test_a_trunk_leaves_as_many_word_ends_as_asked_for(vocab):
-    text = vocab.prefix + b"The capital of France is Par"
-    rests = [TrunkFinder.of(vocab).find(text, tail).rest for tail in (1, 2, 3)]
-    assert rests == [b" Par", b" is Par", b" France is Par"]
+@settings(max_examples=300)
+@given(text=texts | runs | st.binary(max_size=200), tail=st.integers(1, 9))
+def test_what_is_walked_is_bounded_whatever_the_text(vocab, text, tail):
+    data = vocab.prefix + (text if isinstance(text, bytes) else text.encode())
+    trunk = TrunkFinder.of(vocab).find(data, tail)
+    longest = max(map(len, vocab.token_bytes))
+    assert len(trunk.rest) <= max(MOST_BYTES, LEAST_BYTES + longest)
+    assert len(trunk.rest_tokens) <= MOST_TOKENS
+    walked = len(trunk.rest) >= LEAST_BYTES or len(trunk.rest_tokens) >= LEAST_TOKENS
+    assert walked or trunk.rest == data
 
 
-def test_a_text_without_a_word_end_has_no_trunk(vocab):
-    text = vocab.prefix + b"a" * 50
+def words_vocab(*spelled: bytes) -> ByteVocab:
+    """All single bytes, and these tokens; BOS is 0, EOS 1, 2 another special token."""
+    tokens = [b"", b"", b"", *[bytes([b]) for b in range(256)], *spelled]
+    return ByteVocab.from_bytes(tokens, bos_token_id=0, eos_token_ids=[1])
+
+
+SPOKEN = b"I said that some mathematicians congratulated enthusiastically, on Par"
+
+
+@pytest.mark.parametrize(
+    ("tail", "rest"),
+    [
+        (1, b" enthusiastically, on Par"),
+        (2, b" enthusiastically, on Par"),
+        (3, b" enthusiastically, on Par"),
+        (4, b" congratulated enthusiastically, on Par"),
+        # Five words are more than may be walked.
+        (5, b" congratulated enthusiastically, on Par"),
+    ],
+)
+def test_a_trunk_leaves_as_many_word_ends_as_asked_for(tail, rest):
+    spoken = re.findall(rb" ?\w+|,", SPOKEN)
+    assert TrunkFinder.of(words_vocab(*spoken)).find(SPOKEN, tail).rest == rest
+
+
+def test_a_short_text_has_no_trunk(vocab):
+    text = vocab.prefix + b"capital, Par"
     trunk = TrunkFinder.of(vocab).find(text)
-    assert trunk.tokens == ()
-    assert trunk.rest == text
+    assert trunk == Trunk((), text, tuple(vocab.encode(text)))
+
+
+@pytest.mark.parametrize(
+    ("tokens", "text", "rest"),
+    [
+        # Nothing speaks against any place: as much as may be is walked.
+        ([b"zzzz"], "z" * 100, "z" * 48),
+        # No token spans the place before the run.
+        ([b"zzzz", b"yyyy"], "y" * 80 + "z" * 20, "z" * 20),
+        # Nor those inside a character count, nor those before a mark.
+        ([], "ก" * 40, "ก" * 5),
+        ([], "ab" * 40 + "e\u0301" * 6, "e\u0301" * 5),
+    ],
+)
+def test_where_no_word_ends_a_trunk_ends_where_the_least_speaks_against(tokens, text, rest):
+    vocab = words_vocab(*tokens)
+    trunk = TrunkFinder.of(vocab).find(text.encode())
+    assert trunk.rest.decode() == rest
+    assert vocab.decode(trunk.tokens) + trunk.rest == text.encode()
 
 
 WORDS = ByteVocab.from_bytes(
@@ -120,8 +175,9 @@ async def initial(lm, params=None, **kwargs) -> ByteBeamState:
     return await ByteBeamState.initial(lm, params or BeamParams(K=None), **kwargs)
 
 
-async def test_a_fast_prefill_is_exact_behind_its_trunk():
+async def test_a_fast_prefill_is_exact_behind_its_trunk(monkeypatch):
     """As brute force gives it, with the trunk's tokens as the context."""
+    monkeypatch.setattr(prefill, "LEAST_BYTES", 1)
     lm = StubLM(WORDS)
     text = b"the cat the cat"
     trunk = TrunkFinder.of(WORDS).find(text)
@@ -140,6 +196,32 @@ async def test_a_fast_prefill_never_evaluates_what_lies_inside_its_trunk():
     await (await initial(lm)).prefill(text)
     assert all(context[1 : 1 + len(trunk.tokens)] == trunk.tokens for context in lm.contexts)
     assert len(set(lm.contexts)) == len(lm.contexts)
+
+
+TRAINED = trained(PATTERNS["gpt2"])
+USUAL = BeamParams(K=5, prune_threshold=0.01)
+
+
+@settings(max_examples=60)
+@given(
+    text=(texts | runs).map(str.encode) | st.binary(min_size=40, max_size=200),
+    seed=st.integers(0, 9),
+)
+async def test_what_a_fast_prefill_evaluates_is_bounded_whatever_the_text(text, seed):
+    """And the distribution after it; of a model that makes nothing of canonical tokens."""
+    lm = _Recording(TRAINED, seed)
+    state = await (await initial(lm, USUAL, initial_context=[0])).prefill(text)
+    await state.logp_next()
+    assert len(lm.contexts) <= 40
+
+
+@pytest.mark.parametrize("text", [b"a" * 9000, b" " * 100_000, b"_" * 50_000, b"Zq" * 20_000])
+async def test_a_long_run_is_answered_at_once(text):
+    lm = _Recording(TRAINED)
+    state = await (await initial(lm, USUAL, initial_context=[0])).prefill(text)
+    await assert_normalised(state)
+    assert state.context == TRAINED.decode([0]) + text
+    assert len(lm.contexts) <= 40
 
 
 async def test_a_later_long_prefill_takes_the_trunk_of_the_whole_text():

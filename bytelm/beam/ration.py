@@ -1,0 +1,26 @@
+"""How many evaluations the walk behind a trunk takes, whatever the text.
+
+The canonical ones are asked for in advance; of others, each byte of the walk has its share. Where
+ambiguous bytes took more than theirs, the walk goes on narrow until its share has grown again: of
+all extensions it takes the one that has more than half of the probability, if there is one.
+
+This module must not know beams.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from bytelm.beam.params import BeamParams
+
+RATION = 28
+"""Evaluations of one walk, those in advance included."""
+NARROW = 0.5
+"""The threshold of a walk that took more than its share."""
+
+
+def narrowed(own: BeamParams) -> BeamParams:
+    """A beam's parameters in a walk that took more; of one without a threshold, its own."""
+    if not own.prune_threshold:
+        return own
+    return replace(own, prune_threshold=max(own.prune_threshold, NARROW), eos_tokens=None)

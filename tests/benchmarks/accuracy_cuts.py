@@ -1,0 +1,161 @@
+"""What a fast prefill costs and loses, on everyday lines and on texts that are hard to cut.
+
+After three quarters of each everyday line, and after some 200 bytes of each hard text, the
+distribution over the next byte is compared with that of the walk through all of it, and with the
+reference, a walk that keeps nearly everything: for each tail, and for the default. ``python -m
+tests.benchmarks.accuracy_cuts`` writes a table; evaluations are kept on disk, so that a killed run
+goes on where it was.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bytelm.beam import BeamParams, ByteBeamState
+from bytelm.prefill import TAIL, TrunkFinder
+from tests.benchmarks import accuracy
+from tests.benchmarks.accuracy import Bench, Progress
+from tests.benchmarks.lines import EVERYDAY, cut, hard
+from tests.benchmarks.row_store import CountedLM
+
+PARAMS = BeamParams(K=5, prune_threshold=0.01)
+REFERENCE = BeamParams(K=16, prune_threshold=1e-4)
+TAILS = (1, 2, 3, 4, 5, 6)
+FAR, MOST = 0.05, 40
+"""The goals: total variation from the walk and the reference, and evaluations, at most."""
+
+Made = dict[str, Any]
+
+
+def ways() -> dict[str, tuple[BeamParams, str, int]]:
+    """The ways to a distribution: parameters, prefill and tail, by name."""
+    fast = {f"tail {tail}": (PARAMS, "fast", tail) for tail in TAILS}
+    return {"reference": (REFERENCE, "exact", TAIL), "walk": (PARAMS, "exact", TAIL), **fast}
+
+
+async def measure(bench: Bench, progress: Progress, text: bytes, way: str) -> None:
+    """The distribution over the byte after a text, and what it took, into the journal."""
+    params, mode, tail = ways()[way]
+    lm = CountedLM(bench.lm)
+    state = await ByteBeamState.initial(lm, params)
+    state = await state.prefill(text, mode, tail)
+    ps = (await state.logp_next()).ps
+    made = {"probs": np.exp(ps).tolist(), "evaluations": lm.calls}
+    bench.journal.add(made, **key(text, way))
+    progress.advance(len(text))
+
+
+def key(text: bytes, way: str) -> dict[str, Any]:
+    """Names a distribution in the journal."""
+    params, mode, tail = ways()[way]
+    beam = [params.K, params.prune_threshold]
+    return {"cut": text.hex(), "beam": beam, "mode": mode, "tail": tail if mode == "fast" else 0}
+
+
+def probs(made: Made) -> NDArray[np.float64]:
+    """A measurement's distribution."""
+    return np.array(made["probs"])
+
+
+def variation(one: Made, other: Made) -> float:
+    """The total variation between two measurements."""
+    return float(np.abs(probs(one) - probs(other)).sum() / 2)
+
+
+def same_greedy(one: Made, other: Made) -> bool:
+    """Whether two measurements have the same most probable byte."""
+    return bool(probs(one).argmax() == probs(other).argmax())
+
+
+def _summary(bench: Bench, name: str, texts: list[bytes]) -> list[str]:
+    """A row for each way to go through texts."""
+    rows = []
+    reference = [bench.journal.get(**key(text, "reference")) for text in texts]
+    walk = [bench.journal.get(**key(text, "walk")) for text in texts]
+    for way in list(ways())[1:]:
+        made = [bench.journal.get(**key(text, way)) for text in texts]
+        evaluations = [one["evaluations"] for one in made]
+        columns = [name, way, f"{np.mean(evaluations):.1f}", str(max(evaluations))]
+        for base in (walk, reference):
+            far = [variation(*pair) for pair in zip(made, base, strict=True)]
+            other = sum(not same_greedy(*pair) for pair in zip(made, base, strict=True))
+            above = sum(one > FAR for one in far)
+            columns += [f"{np.mean(far):.4f}", f"{max(far):.3f}", str(above), str(other)]
+        rows.append("| " + " | ".join(columns) + " |")
+    return rows
+
+
+def _detail(bench: Bench, name: str, text: bytes) -> str:
+    """The row of one text at the default tail."""
+    made, walk, reference = (
+        bench.journal.get(**key(text, way)) for way in (f"tail {TAIL}", "walk", "reference")
+    )
+    trunk = TrunkFinder.of(bench.lm.vocab).find(text)
+    columns = [
+        name,
+        str(len(trunk.rest)),
+        str(len(trunk.rest_tokens)),
+        "yes" if trunk.is_certain else "no",
+        str(made["evaluations"]),
+        str(walk["evaluations"]),
+        f"{variation(made, walk):.4f}",
+        f"{variation(made, reference):.4f}",
+        f"{variation(walk, reference):.4f}",
+        "yes" if same_greedy(made, reference) else "no",
+    ]
+    return "| " + " | ".join(columns) + " |"
+
+
+def report(bench: Bench, folder: Path) -> None:
+    """Writes the tables."""
+    everyday, difficult = [cut(line) for line in EVERYDAY], hard()
+    lines = [
+        "# Where a fast prefill cuts",
+        "",
+        f"Model {bench.model}, K={PARAMS.K}, threshold {PARAMS.prune_threshold:g}: the "
+        f"distribution over the next byte after three quarters of each of {len(everyday)} everyday "
+        f"lines, and after some 200 bytes of each of {len(difficult)} hard texts. Total variation "
+        f"(TV) from the walk through all of it, and from the reference: K={REFERENCE.K}, threshold "
+        f"{REFERENCE.prune_threshold:g}, walked. Far: above {FAR:g}. Evaluations are those of the "
+        f"prefill and of the distribution; the goal is at most {MOST}. The default tail is {TAIL}.",
+        "",
+        "| texts | | evaluations | most | TV from the walk | most | far | other greedy byte "
+        "| TV from the reference | most | far | other greedy byte |",
+        "| :-- | :-- | --: | --: | --: | --: | --: | --: | --: | --: | --: | --: |",
+        *_summary(bench, "everyday", everyday),
+        *_summary(bench, "hard", list(difficult.values())),
+        "",
+        "Each hard text at the default tail:",
+        "",
+        "| text | bytes walked | tokens | certain cut | evaluations | of the walk "
+        "| TV from the walk | from the reference | walk from reference | same greedy byte |",
+        "| :-- | --: | --: | :-- | --: | --: | --: | --: | --: | :-- |",
+        *(_detail(bench, name, text) for name, text in difficult.items()),
+        "",
+    ]
+    accuracy.write(folder / "accuracy_cuts.md", "\n".join(lines))
+
+
+async def main(options: Any) -> None:
+    """The whole benchmark."""
+    async with accuracy.opened(options, 0) as bench:
+        texts = [cut(line) for line in EVERYDAY] + list(hard().values())
+        wanted = [(text, way) for way in reversed(list(ways())) for text in texts]
+        missing = [one for one in wanted if bench.journal.get(**key(*one)) is None]
+        progress = Progress("where a fast prefill cuts", lm=bench.lm)
+        total = sum(len(text) for text, _ in wanted)
+        progress.start(total, total - sum(len(text) for text, _ in missing))
+        calls = [partial(measure, bench, progress, text, way) for text, way in missing]
+        await accuracy.all_of(calls, options.concurrency)
+        progress.finish()
+        await asyncio.to_thread(report, bench, options.results)
+
+
+if __name__ == "__main__":
+    accuracy.run(main(accuracy.parser(__doc__ or "").parse_args()))
