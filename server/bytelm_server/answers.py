@@ -143,7 +143,10 @@ class Answer(TypedDict, Generic[Result]):
 class Health(TypedDict):
     """Whether the server can answer."""
 
-    status: Annotated[str, Field(pattern="^(starting|ready|draining|dead)$")]
+    status: Annotated[str, Field(pattern="^(starting|ready|draining|dead|store_failed)$")]
+    reason: NotRequired[
+        Annotated[str, Field(description="What is wrong, and what to do; of store_failed only.")]
+    ]
 
 
 class Limits(TypedDict):

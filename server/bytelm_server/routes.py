@@ -28,12 +28,18 @@ public = APIRouter(route_class=JsonRoute)
     responses={
         200: examples.HEALTH_ANSWER,
         403: DOORS[403],
-        503: {"model": answers.Health, "description": "Starting, draining or dead."},
+        503: {
+            "model": answers.Health,
+            "description": "Starting, draining or dead; or sessions cannot be kept.",
+        },
     },
 )
-async def health(backend: Served) -> JsonResponse:
+async def health(request: Request, backend: Served) -> JsonResponse:
     """Whether the server can answer: 200 when it is ready, else 503."""
+    sessions: Sessions = request.app.state.sessions
     status = backend.status
+    if status == "ready" and sessions.fault is not None:
+        return JsonResponse(answers.Health(status="store_failed", reason=sessions.fault), 503)
     return JsonResponse(answers.Health(status=status), 200 if status == "ready" else 503)
 
 

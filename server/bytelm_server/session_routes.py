@@ -1,5 +1,6 @@
 """HTTP to the calls of sessions and back, and to rows of tokens; nothing else."""
 
+from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
 import numpy as np
@@ -7,9 +8,10 @@ from fastapi import APIRouter, Body, Depends, Header, Query, Request, Response
 
 from bytelm_server import session_examples as examples
 from bytelm_server.documented import FAILURES, Responses, with_stream
-from bytelm_server.errors import ErrorBody, FieldError
+from bytelm_server.errors import DeadlinePassed, ErrorBody, FieldError, Unavailable
 from bytelm_server.reading import JsonRoute
 from bytelm_server.sessions import answers, bodies
+from bytelm_server.sessions.batch import SessionBatch
 from bytelm_server.sessions.calls import MOST_LISTED, SessionCalls
 from bytelm_server.sessions.service import Sessions
 from bytelm_server.streams import Events
@@ -37,9 +39,12 @@ _ROWS: dict[str, Any] = {
 router = APIRouter(route_class=JsonRoute)
 
 
-async def _calls(request: Request, backend: Served, work: Working) -> SessionCalls:
+async def _calls(request: Request, backend: Served, work: Working) -> AsyncIterator[SessionCalls]:
     sessions: Sessions = request.app.state.sessions
-    return sessions.of(backend.service, work.caller)
+    calls = sessions.of(backend, work.caller)
+    # Left when the answer is sent, as the work is.
+    with calls.using(filter(None, [request.path_params.get("session_id")])):
+        yield calls
 
 
 Calls = Annotated[SessionCalls, Depends(_calls)]
@@ -150,9 +155,21 @@ async def batch(
     work: Working,
     calls: Calls,
     call: Annotated[bodies.BatchCall, Body(openapi_examples=examples.BATCH)],
+    key: Key = None,
 ) -> JsonResponse:
-    """Many calls in one, run together; each has its answer, or its error, in its place."""
-    return JsonResponse(await work.result(calls.batch(call)))
+    """Many calls in one, run together; each has its answer, or its error, in its place.
+
+    A key is each call's that has none of its own, together with the call's place: sent again, those
+    that were made answer as they did, and the others are made.
+    """
+    made = SessionBatch(calls, call, key)
+    with calls.using(made.session_ids):
+        try:
+            return JsonResponse(await work.result(made.run()))
+        except (DeadlinePassed, Unavailable) as error:
+            if not any(made.results):
+                raise
+            return JsonResponse(made.so_far(error))
 
 
 @router.get(
@@ -167,8 +184,14 @@ async def get(
     session_id: str,
     candidates: Annotated[bool, Query(description="With the beam's candidates.")] = False,
 ) -> JsonResponse:
-    """What a session is: where it stands, and until when it is kept."""
-    call = bodies.GetCall(candidates=candidates)
+    """What a session is: where it stands, and until when it is kept.
+
+    It does not wait for a call that moves the session, except with `candidates`.
+    """
+    if not candidates:
+        # It needs no model, and waits for nobody.
+        return JsonResponse(await calls.look(session_id))
+    call = bodies.GetCall(candidates=True)
     return JsonResponse(await work.result(calls.get(session_id, call)))
 
 

@@ -54,10 +54,10 @@ async def test_two_servers_see_one_anothers_changes(redis: RedisServer, store: R
     first = record("a", now)
     await store.create(first, None, now)
     assert await other.load("a") == first
-    await other.commit(replace(first, version=2), 1, len(first.trunk))
-    assert await store.version("a") == 2
+    await other.commit(replace(first, version=2), 1, len(first.trunk), None)
+    assert (await store.look("a")).version == 2  # type: ignore[union-attr]
     with pytest.raises(Changed):
-        await store.commit(replace(first, version=2, head=b"mine"), 1, len(first.trunk))
+        await store.commit(replace(first, version=2, head=b"mine"), 1, len(first.trunk), None)
     assert await store.load("a") == replace(first, version=2)
     await other.close()
 
@@ -77,7 +77,7 @@ async def test_a_redis_without_room_is_full() -> None:
         with pytest.raises(Full):
             await fill()
         assert await store.load("a0") == first
-        await store.delete("a0", 1, Reply("r", now + 9, b"x"))
+        await store.delete("a0", 1, Reply("r", "r", now + 9, b"x"))
         assert await store.load("a0") is None
         await store.close()
         redis.end()

@@ -19,6 +19,7 @@ from bytelm.settings import ServerSettings
 from bytelm.testing import StubLM
 from bytelm.vocab import ByteVocab
 from bytelm_server.callers import Caller
+from bytelm_server.errors import Unavailable
 from bytelm_server.service import ByteService
 from bytelm_server.sessions import bodies
 from bytelm_server.sessions.calls import SessionCalls
@@ -75,7 +76,7 @@ class Served:
 
     @property
     def calls(self) -> SessionCalls:
-        return self.sessions.of(self.service, Caller())
+        return self.sessions.of(self, Caller())
 
     async def create(self, **body: Any) -> str:
         made = await self.calls.create(bodies.CreateCall(**body))
@@ -244,12 +245,12 @@ class Stubborn(MemoryStore):
     refuses: Exception | None = None
     others: Any = None
 
-    async def commit(self, record: Record, expected: int, kept: int) -> None:
+    async def commit(self, record: Record, expected: int, kept: int, reply: Reply | None) -> None:
         if self.refuses is not None:
             raise self.refuses
         if self.others is not None:
             await self.others(record)
-        await super().commit(record, expected, kept)
+        await super().commit(record, expected, kept, reply)
 
 
 async def test_a_change_that_cannot_be_kept_has_not_happened() -> None:
@@ -257,7 +258,7 @@ async def test_a_change_that_cannot_be_kept_has_not_happened() -> None:
     served = Served(Stopping(SMALL), store)
     session_id = await served.create(context="ab")
     before = await served.next(session_id)
-    for error, raised in [(Full(), StoreFull), (OSError("the disk is gone"), OSError)]:
+    for error, raised in [(Full(), StoreFull), (OSError("the disk is gone"), Unavailable)]:
         store.refuses = error
         with pytest.raises(raised):
             await served.advance(session_id, "c")

@@ -44,8 +44,8 @@ async def test_a_file_has_everything_when_it_is_opened_again(tmp_path: Path) -> 
     first = record("a", NOW)
     async with opened(SqliteStore(path, 2)) as store:
         await store.create(first, None, NOW)
-        grown = record("a", NOW, version=2, trunk=first.trunk + b"more", reply=b"r")
-        await store.commit(grown, 1, len(first.trunk))
+        grown = record("a", NOW, version=2, trunk=first.trunk + b"more")
+        await store.commit(grown, 1, len(first.trunk), None)
         await store.create(record("b", NOW), None, NOW)
     async with opened(SqliteStore(path, 2)) as store:
         assert await store.load("a") == grown
@@ -58,7 +58,7 @@ async def test_it_is_written_before_the_call_returns(tmp_path: Path) -> None:
     path = tmp_path / "s.sqlite"
     async with opened(SqliteStore(path, MOST)) as store:
         await store.create(record("a", NOW), None, NOW)
-        await store.commit(record("a", NOW, version=2), 1, 0)
+        await store.commit(record("a", NOW, version=2), 1, 0, None)
         with sqlite3.connect(path) as db:
             assert db.execute("SELECT version FROM sessions").fetchall() == [(2,)]
         db.close()
@@ -68,7 +68,8 @@ async def test_changes_at_the_same_time_are_one_transaction(tmp_path: Path) -> N
     async with opened(SqliteStore(tmp_path / "s.sqlite", 100)) as store:
         assert isinstance(store, SqliteStore)
         begun = []
-        await store._db.set_trace_callback(
+        assert store._writer._db is not None
+        await store._writer._db.set_trace_callback(
             lambda sql: begun.append(sql) if sql.startswith("BEGIN") else None
         )
         await asyncio.gather(*(store.create(record(f"a{i}", NOW), None, NOW) for i in range(50)))
@@ -84,7 +85,7 @@ async def test_a_version_writes_what_is_new_only(tmp_path: Path) -> None:
         await store.create(record("a", NOW, trunk=trunk), None, NOW)
         for version in range(2, 6):
             after = record("a", NOW, version=version, trunk=trunk + b"y" * (version - 1))
-            await store.commit(after, version - 1, len(after.trunk) - 1)
+            await store.commit(after, version - 1, len(after.trunk) - 1, None)
         assert await store.load("a") == after
         with sqlite3.connect(path) as db:
             sizes = db.execute("SELECT length(data) FROM trunks ORDER BY part").fetchall()
@@ -100,7 +101,7 @@ async def test_a_file_may_be_full(tmp_path: Path) -> None:
         outcomes = await asyncio.gather(
             store.create(record("b", NOW, trunk=big), None, NOW),
             store.create(record("c", NOW), None, NOW),
-            store.commit(record("a", NOW, version=2, trunk=big), 1, 0),
+            store.commit(record("a", NOW, version=2, trunk=big), 1, 0, None),
             return_exceptions=True,
         )
         # What is too large fails alone, and leaves nothing behind.

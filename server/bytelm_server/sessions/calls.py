@@ -3,10 +3,9 @@
 Must not know HTTP, nor how a state gets into the place of another.
 """
 
-import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterable, Iterator
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
@@ -14,7 +13,6 @@ from typing import Any
 import numpy as np
 import orjson
 from numpy.typing import NDArray
-from pydantic import ValidationError
 
 from bytelm.draws import Draw
 from bytelm.errors import ContextTooLong, EmptyBeam, InputError
@@ -22,16 +20,9 @@ from bytelm.settings import ServerSettings
 from bytelm.threads import by_length
 from bytelm.token_lm import StatefulTokenizedLM
 from bytelm_server.callers import Caller
+from bytelm_server.contexts import Body
 from bytelm_server.counting import CountingLM, counting, usage_of
-from bytelm_server.errors import (
-    CallError,
-    ErrorDetail,
-    FieldError,
-    LimitExceeded,
-    NoContinuation,
-    detail_of,
-    item_detail,
-)
+from bytelm_server.errors import FieldError, LimitExceeded, NoContinuation
 from bytelm_server.requests import Generation
 from bytelm_server.service import ByteService, concurrently
 from bytelm_server.sessions import answers, bodies
@@ -44,9 +35,12 @@ from bytelm_server.sessions.continuations import (
 )
 from bytelm_server.sessions.failures import VersionConflict
 from bytelm_server.sessions.held import Held, HeldSessions
+from bytelm_server.sessions.lives import Lives
 from bytelm_server.sessions.moves import (
     ATTEMPTS,
     Moves,
+    Serving,
+    Told,
     check_version,
     finished,
     new_id,
@@ -54,7 +48,7 @@ from bytelm_server.sessions.moves import (
     session_of,
     too_busy,
 )
-from bytelm_server.sessions.replies import Answer, digest, refuse_used_key, reply_name, reply_of
+from bytelm_server.sessions.replies import Answer, Key, Once
 from bytelm_server.sessions.states import (
     ByteState,
     SessionState,
@@ -75,8 +69,9 @@ class SessionCalls:
     Args:
         store: has all sessions.
         held: those in memory.
+        lives: how long they live.
         settings: limits and defaults.
-        service: has the model.
+        serving: has the model; what needs none is answered without.
         caller: who calls; nobody else's sessions are reached.
     """
 
@@ -84,26 +79,41 @@ class SessionCalls:
         self,
         store: SessionStore,
         held: HeldSessions,
+        lives: Lives,
         settings: ServerSettings,
-        service: ByteService,
+        serving: Serving,
         caller: Caller,
     ) -> None:
         self.store = store
+        self.held = held
+        self.lives = lives
         self.settings = settings
-        self.service = service
         self.caller = caller
-        self.moves = Moves(store, held, service, caller)
+        self.moves = Moves(store, held, lives, serving, caller)
+
+    @property
+    def service(self) -> ByteService:
+        """The model's, while there is one."""
+        return self.moves.service
+
+    @contextlib.contextmanager
+    def using(self, session_ids: Iterable[str]) -> Iterator[None]:
+        """Sessions that calls are going to work on do not expire until they are answered."""
+        with contextlib.ExitStack() as stack:
+            for session_id in set(session_ids):
+                stack.enter_context(self.held.using((self.caller.key_id, session_id)))
+            yield
 
     # One session.
 
-    async def create(self, call: bodies.CreateCall, key: str | None = None) -> Answer:
+    async def create(self, call: bodies.CreateCall, key: Key | None = None) -> Answer:
         """A new session after a context."""
-        name, request = reply_name(self.caller.key_id, "create", key), digest("create", call)
-        if known := await self.moves.replied(name, request):
+        once = self.once("create", call, key)
+        if known := await self.moves.replied(once):
             return known
         ttl = self._ttl(call.ttl)
         state, lm = await self._begun(call)
-        return await self.moves.keep(state, lm, ttl, name, request)
+        return await self.moves.keep(state, lm, ttl, once)
 
     async def page(self, after: str, limit: int) -> answers.Page:
         """The caller's sessions, oldest first."""
@@ -115,9 +125,15 @@ class SessionCalls:
         following = records[limit - 1].id if len(records) > limit else None
         return answers.Page(data=listed, next=following)
 
-    async def get(self, session_id: str, call: bodies.GetCall) -> Answer:
-        """What a session is."""
-        async with self.moves.hold(session_id) as held:
+    async def look(self, session_id: str) -> Answer:
+        """What a session is, whoever works on it."""
+        record = await self.lives.look((self.caller.key_id, session_id))
+        return dict(session_as_answer(record, orjson.loads(record.meta)))
+
+    async def get(self, session_id: str, call: bodies.GetCall, key: Key | None = None) -> Answer:
+        """What a session is, after the calls before this one."""
+
+        async def work(held: Held) -> Answer:
             answer: Answer = dict(session_of(held))
             if call.candidates:
                 state, lm = await self.moves.state(held)
@@ -125,71 +141,72 @@ class SessionCalls:
                 await self.moves.looked(held, lm)
             return answer
 
-    async def fork(self, session_id: str, call: bodies.ForkCall, key: str | None = None) -> Answer:
+        return await self.moves.stay(session_id, self.once("get", call, key, session_id), work)
+
+    async def fork(self, session_id: str, call: bodies.ForkCall, key: Key | None = None) -> Answer:
         """A second session at the same state, or moved on from it."""
-        name, request = reply_name(self.caller.key_id, session_id, key), digest("fork", call)
-        async with self.moves.hold(session_id) as held:
-            assert held.record is not None
-            if known := await self.moves.replied(name, request):
+        once = self.once("fork", call, key, session_id)
+        async with self.moves.turn(session_id) as held:
+            if known := await self.moves.replied(once):
                 return known
-            refuse_used_key(held.record.reply, key)
-            check_version(held.record, call.if_version)
-            ttl = held.record.ttl if call.ttl is None else self._ttl(call.ttl)
+            record = await self.moves.find(session_id, held)
+            check_version(record, call.if_version)
+            ttl = record.ttl if call.ttl is None else self._ttl(call.ttl)
             if call.advance is None:
                 child = replace(
-                    held.record,
-                    id=new_id(),
-                    version=1,
-                    ttl=ttl,
-                    expires_at=time.time() + ttl,
-                    reply=None,
+                    record, id=new_id(), version=1, ttl=ttl, expires_at=time.time() + ttl
                 )
                 answer = {
                     **session_as_answer(child, held.meta),
                     "usage": usage_of(counting(self.service.lm)),
                 }
-                return await self.moves.created(child, answer, name, request)
+                return await self.moves.created(child, answer, once, held.state, record.ttl)
             state, lm = await self.moves.state(held)
             before = held.meta["n_calls"]
         # What follows concerns the new session alone.
         state = await self._advanced(state, lm, call.advance, "advance.")
         n_calls = before + lm.usage.evaluations
-        return await self.moves.keep(state, lm, ttl, name, request, n_calls=n_calls)
+        return await self.moves.keep(state, lm, ttl, once, n_calls=n_calls, replies_ttl=record.ttl)
 
     async def advance(
-        self, session_id: str, call: bodies.AdvanceCall, key: str | None = None
+        self, session_id: str, call: bodies.AdvanceCall, key: Key | None = None
     ) -> Answer:
         """Move a session on, step by step."""
 
-        async def work(state: SessionState, lm: CountingLM) -> tuple[SessionState, Answer]:
-            return await self._advanced(state, lm, call), {"usage": usage_of(lm)}
+        async def work(state: SessionState, lm: CountingLM) -> tuple[SessionState, Told]:
+            return await self._advanced(state, lm, call), _session_and(lm)
 
-        return await self.moves.change(session_id, "advance", call, key, work, flat=True)
+        once = self.once("advance", call, key, session_id)
+        return await self.moves.change(session_id, call.if_version, once, work)
 
     async def prefill(
-        self, session_id: str, call: bodies.PrefillCall, key: str | None = None
+        self, session_id: str, call: bodies.PrefillCall, key: Key | None = None
     ) -> Answer:
         """Move a session on by a long text."""
 
-        async def work(state: SessionState, lm: CountingLM) -> tuple[SessionState, Answer]:
+        async def work(state: SessionState, lm: CountingLM) -> tuple[SessionState, Told]:
             with _naming(call):
                 exact = isinstance(state, ByteState) and (call.prefill or state.mode) == "exact"
                 self._check_length(state, call, walked=exact)
                 lm.bytes_in += text_length(call)
                 after = await state.prefilled(call, call.prefill)
-            return after, {"usage": usage_of(lm)}
+            return after, _session_and(lm)
 
-        return await self.moves.change(session_id, "prefill", call, key, work, flat=True)
+        once = self.once("prefill", call, key, session_id)
+        return await self.moves.change(session_id, call.if_version, once, work)
 
-    async def next(self, session_id: str, call: bodies.NextCall) -> Answer:
+    async def next(self, session_id: str, call: bodies.NextCall, key: Key | None = None) -> Answer:
         """The distribution over what comes next."""
         if call.top is not None:
             self.service.limits.check_rows(1, call.top)
-        async with self.moves.hold(session_id) as held:
+
+        async def work(held: Held) -> Answer:
             state, lm = await self.moves.state(held)
             result = await state.next(call.top, call.prune)
             await self.moves.looked(held, lm)
             return {"results": [result], "usage": usage_of(lm), "session": session_of(held)}
+
+        return await self.moves.stay(session_id, self.once("next", call, key, session_id), work)
 
     async def row(self, session_id: str) -> NDArray[np.float32]:
         """A token session's whole distribution, float32 ``[vocab.size]``."""
@@ -205,33 +222,33 @@ class SessionCalls:
         self,
         session_id: str,
         call: bodies.SessionGreedyCall | bodies.SessionSampleCall,
-        key: str | None = None,
+        key: Key | None = None,
     ) -> Answer:
         """The most probable continuation, or drawn ones; the session moves on behind it."""
         draw = draw_of(call, self.service)
+        once = self.once("greedy" if draw is None else "sample", call, key, session_id)
 
-        async def work(state: SessionState, lm: CountingLM) -> tuple[SessionState, Answer]:
+        async def moving(state: SessionState, lm: CountingLM) -> tuple[SessionState, Told]:
             own = None if draw is None else draw.spawn(0, 0)
             grown = await collected(state.grown(call, own), lm)
-            return grown.state, answer_of([grown], lm, drawn=draw is not None)
+            answer = answer_of([grown], lm, drawn=draw is not None)
+            return grown.state, lambda session: {**answer, "session": session}
 
-        name = "greedy" if draw is None else "sample"
-        if call.advance:
-            return await self.moves.change(session_id, name, call, key, work)
-        async with self.moves.hold(session_id) as held:
+        async def staying(held: Held) -> Answer:
             assert held.record is not None
             check_version(held.record, call.if_version)
             state, lm = await self.moves.state(held)
-            if draw is None or count_of(call) == 1:
-                _, answer = await work(state, lm)
-            else:
-                texts = await concurrently(
-                    collected(state.grown(call, draw.spawn(0, n)), lm)
-                    for n in range(count_of(call))
-                )
-                answer = answer_of(texts, lm, drawn=True)
+            texts = await concurrently(
+                collected(state.grown(call, None if draw is None else draw.spawn(0, n)), lm)
+                for n in range(count_of(call))
+            )
+            answer = answer_of(texts, lm, drawn=draw is not None)
             await self.moves.looked(held, lm)
             return {**answer, "session": session_of(held)}
+
+        if call.advance:
+            return await self.moves.change(session_id, call.if_version, once, moving)
+        return await self.moves.stay(session_id, once, staying)
 
     async def events(
         self, session_id: str, call: bodies.SessionGreedyCall | bodies.SessionSampleCall
@@ -271,7 +288,7 @@ class SessionCalls:
                     event["usage"] = usage_of(lm)
                 used, counted = lm.usage.evaluations - counted, lm.usage.evaluations
                 try:
-                    await self.moves.commit(held, piece.state, used, lambda session: {}, None)
+                    await self.moves.commit(held, piece.state, used, dict, None)
                 except Changed:
                     held.forget()
                     raise VersionConflict(
@@ -309,20 +326,19 @@ class SessionCalls:
                 yield dict(event)
 
     async def delete(
-        self, session_id: str, call: bodies.DeleteCall, key: str | None = None
+        self, session_id: str, call: bodies.DeleteCall, key: Key | None = None
     ) -> Answer:
         """End a session."""
-        name, request = reply_name(self.caller.key_id, session_id, key), digest("delete", call)
-        if known := await self.moves.replied(name, request):
-            return known
+        once = self.once("delete", call, key, session_id)
         answer: Answer = dict(answers.Ended(id=session_id, deleted=True))
-        for _ in range(ATTEMPTS):
-            async with self.moves.hold(session_id) as held:
-                record = held.record
-                assert record is not None
-                refuse_used_key(record.reply, key)
+        async with self.moves.turn(session_id) as held:
+            for _ in range(ATTEMPTS):
+                if known := await self.moves.replied(once):
+                    return known
+                record = await self.moves.find(session_id, held)
                 check_version(record, call.if_version)
-                reply = reply_of(name, time.time() + record.ttl, request, answer)
+                expires_at = time.time() + record.ttl
+                reply = None if once is None else once.reply(answer, expires_at)
                 held.forget()
                 with contextlib.suppress(Changed):
                     try:
@@ -332,51 +348,13 @@ class SessionCalls:
                     return answer
         raise too_busy()
 
-    # Many sessions.
-
-    async def batch(self, call: bodies.BatchCall) -> answers.Batch:
-        """An answer for each call; one that fails has its error there, the others go on."""
-        self.service.limits.check_calls(len(call.calls))
-        turn = asyncio.Semaphore(self.settings.concurrency)
-
-        async def one(item: bodies.BatchItem | ValidationError, index: int) -> Answer:
-            place = f"calls[{index}]"
-            try:
-                if isinstance(item, ValidationError):
-                    raise item
-                place += ".body"
-                body = bodies.CALLS[item.call].model_validate_json(orjson.dumps(item.body))
-                async with turn:
-                    return await self._one_of_many(item, body)
-            except ValidationError as error:
-                return {"index": index, "error": item_detail(error, place)}
-            except (CallError, InputError) as error:
-                return {"index": index, "error": _in_batch(detail_of(error, None), index)}
-
-        items = enumerate(call.calls)
-        return answers.Batch(results=await concurrently(one(item, index) for index, item in items))
-
-    async def _one_of_many(self, item: bodies.BatchItem, body: Any) -> Answer:
-        key = item.idempotency_key
-        match item.call:
-            case "get":
-                return await self.get(item.id, body)
-            case "fork":
-                return await self.fork(item.id, body, key)
-            case "advance":
-                return await self.advance(item.id, body, key)
-            case "prefill":
-                return await self.prefill(item.id, body, key)
-            case "next":
-                return await self.next(item.id, body)
-            case "delete":
-                return await self.delete(item.id, body, key)
-            case _:
-                if body.stream:
-                    raise FieldError("calls of a batch have no streams", "stream")
-                return await self.generate(item.id, body, key)
-
     # What calls ask for.
+
+    def once(
+        self, what: str, call: Body, key: Key | None, session_id: str | None = None
+    ) -> Once | None:
+        """A call of this caller that has a key."""
+        return Once.of(self.caller.key_id, key, what, call, session_id)
 
     async def _begun(self, call: bodies.CreateCall) -> tuple[SessionState, CountingLM]:
         given = call.context or bodies.SessionContext(text="")
@@ -426,18 +404,9 @@ class SessionCalls:
         return min(self.settings.session_ttl, most) if wanted is None else wanted
 
 
-def _in_batch(detail: ErrorDetail, index: int) -> ErrorDetail:
-    """The detail of one call's error, naming the field in the batch."""
-    match detail["param"]:
-        case None:
-            place = ""
-        case "id":
-            place = ".id"
-        case "Idempotency-Key":
-            place = ".idempotency_key"
-        case field:
-            place = f".body.{field}"
-    return ErrorDetail(**{**detail, "param": f"calls[{index}]{place}"})
+def _session_and(lm: CountingLM) -> Told:
+    """An answer that is the session and what the call took."""
+    return lambda session: {**session, "usage": usage_of(lm)}
 
 
 def _field(by: bodies.Input) -> str:

@@ -12,7 +12,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import orjson
 
@@ -22,25 +22,32 @@ from bytelm_server.counting import CountingLM, counting, usage_of
 from bytelm_server.errors import CallError
 from bytelm_server.service import ByteService
 from bytelm_server.sessions import answers
-from bytelm_server.sessions.failures import (
-    NoSuchSession,
-    OtherModel,
-    SessionExpired,
-    StoreFull,
-    VersionConflict,
-)
+from bytelm_server.sessions.failures import OtherModel, StoreFull, VersionConflict
 from bytelm_server.sessions.held import Held, HeldSessions
-from bytelm_server.sessions.replies import Answer, digest, kept_reply, replayed, reply_of, same_call
+from bytelm_server.sessions.lives import Lives
+from bytelm_server.sessions.replies import Answer, Once
 from bytelm_server.sessions.states import Packed, SessionState, unpack
 from bytelm_server.stores import Changed, Full, Record, SessionStore
 
 T = TypeVar("T")
 
-Work = Callable[[SessionState, CountingLM], Awaitable[tuple[SessionState, Answer]]]
-"""From a session's state to the next one, and what the answer has beside the session."""
+Told = Callable[[answers.Session], Answer]
+"""From what a session is after a call to the call's answer."""
+Work = Callable[[SessionState, CountingLM], Awaitable[tuple[SessionState, Told]]]
+"""From a session's state to the next one, and to the answer."""
+Stay = Callable[[Held], Awaitable[Answer]]
+"""From a session to an answer."""
 
 ATTEMPTS = 5
 """How often a change is tried that another server's changes come before."""
+
+
+class Serving(Protocol):
+    """Whoever has the service, or says why there is none now."""
+
+    @property
+    def service(self) -> ByteService:
+        """The calls over the model."""
 
 
 class Moves:
@@ -49,42 +56,34 @@ class Moves:
     Args:
         store: has all sessions.
         held: those in memory.
-        service: has the model.
+        lives: how long they live.
+        serving: has the model, where one is needed.
         caller: who calls.
     """
 
     def __init__(
-        self, store: SessionStore, held: HeldSessions, service: ByteService, caller: Caller
+        self,
+        store: SessionStore,
+        held: HeldSessions,
+        lives: Lives,
+        serving: Serving,
+        caller: Caller,
     ) -> None:
         self.store = store
         self.held = held
-        self.service = service
+        self.lives = lives
+        self.serving = serving
         self.caller = caller
 
+    @property
+    def service(self) -> ByteService:
+        """The model's, while there is one."""
+        return self.serving.service
+
     @asynccontextmanager
-    async def hold(self, session_id: str) -> AsyncIterator[Held]:
-        """A session of this caller, when it is this call's turn; it will expire later for that."""
-        async with self.held.hold(session_id) as held:
-            if self.store.is_shared and held.record is not None:
-                # Another server may have moved it, or let it live longer.
-                same = await self.store.version(session_id) == held.record.version
-                if not same or held.record.expires_at <= time.time():
-                    held.forget()
-            if held.record is None:
-                held.record = await self.store.load(session_id)
-                held.meta = orjson.loads(held.record.meta or b"{}") if held.record else {}
-            record, now = held.record, time.time()
-            if record is None or record.owner != self.caller.key_id:
-                raise NoSuchSession(f"there is no session {session_id!r}", "id")
-            if record.expires_at <= now:
-                held.forget()
-                raise SessionExpired(
-                    f"the session expired: nobody used it for {record.ttl:g} seconds", "id"
-                )
-            # Written only where it matters: most calls follow each other at once.
-            if now + record.ttl - record.expires_at > min(record.ttl / 20, 60.0):
-                held.record = replace(record, expires_at=now + record.ttl)
-                await self._touch(held.record)
+    async def turn(self, session_id: str) -> AsyncIterator[Held]:
+        """This call's turn on a session, whether there is such a one or not."""
+        async with self.held.hold((self.caller.key_id, session_id)) as held:
             try:
                 yield held
             except (CallError, InputError, EngineError, asyncio.CancelledError, GeneratorExit):
@@ -93,6 +92,17 @@ class Moves:
                 # Nobody foresaw this: better to look at the store again.
                 held.forget()
                 raise
+
+    async def find(self, session_id: str, held: Held) -> Record:
+        """A session of this caller, in its turn; see ``Lives``."""
+        return await self.lives.find((self.caller.key_id, session_id), held)
+
+    @asynccontextmanager
+    async def hold(self, session_id: str) -> AsyncIterator[Held]:
+        """A session of this caller, when it is this call's turn."""
+        async with self.turn(session_id) as held:
+            await self.find(session_id, held)
+            yield held
 
     async def state(self, held: Held) -> tuple[SessionState, CountingLM]:
         """What a session stands at, made again if it has left memory; the model for this call."""
@@ -123,51 +133,47 @@ class Moves:
         held.record = replace(
             record, meta=orjson.dumps(held.meta), expires_at=time.time() + record.ttl
         )
-        await self._touch(held.record)
-
-    async def _touch(self, record: Record) -> None:
-        """Keep what may be lost without harm, where there is room."""
         with contextlib.suppress(Full):
-            await self.store.touch(record)
+            await self.store.touch(held.record)
 
     async def change(
-        self,
-        session_id: str,
-        name: str,
-        call: Any,
-        key: str | None,
-        work: Work,
-        *,
-        flat: bool = False,
+        self, session_id: str, if_version: int | None, once: Once | None, work: Work
     ) -> Answer:
         """A call that moves a session on: once, whatever other servers do meanwhile."""
-        request = digest(name, call)
-        for _ in range(ATTEMPTS):
-            async with self.hold(session_id) as held:
-                assert held.record is not None
-                if known := replayed(held.record.reply, key, request):
+        async with self.turn(session_id) as held:
+            for _ in range(ATTEMPTS):
+                if known := await self.replied(once):
                     return known
-                check_version(held.record, call.if_version)
+                record = await self.find(session_id, held)
+                check_version(record, if_version)
                 state, lm = await self.state(held)
-                after, body = await work(state, lm)
-
-                def answer(session: answers.Session, body: Answer = body) -> Answer:
-                    return {**session, **body} if flat else {**body, "session": session}
-
-                keyed = None if key is None else (key, request)
+                after, answer = await work(state, lm)
                 try:
-                    return await self.commit(held, after, lm.usage.evaluations, answer, keyed)
+                    return await self.commit(held, after, lm.usage.evaluations, answer, once)
                 except Changed:
                     held.forget()
         raise too_busy()
+
+    async def stay(self, session_id: str, once: Once | None, work: Stay) -> Answer:
+        """A call that leaves a session where it is; its answer is kept all the same."""
+        async with self.turn(session_id) as held:
+            if known := await self.replied(once):
+                return known
+            record = await self.find(session_id, held)
+            answer = await work(held)
+            if once is not None:
+                reply = once.reply(answer, time.time() + record.ttl)
+                with contextlib.suppress(Full):
+                    await finished(self.store.keep(reply, time.time()))
+            return answer
 
     async def commit(
         self,
         held: Held,
         after: SessionState,
         evaluations: int,
-        answer: Callable[[answers.Session], Answer],
-        keyed: tuple[str, str] | None,
+        answer: Told,
+        once: Once | None,
     ) -> Answer:
         """Put a state in the place of the session's, in the store first.
 
@@ -192,16 +198,14 @@ class Moves:
             meta=orjson.dumps(meta),
             head=packed.head,
             trunk=packed.trunk,
-            reply=None,
         )
         answered = answer(session_as_answer(record, meta))
-        if keyed is not None:
-            record = replace(record, reply=kept_reply(*keyed, answered))
+        reply = None if once is None else once.reply(answered, record.expires_at)
         kept = len(before.trunk) if packed.trunk.startswith(before.trunk) else 0
 
         async def put() -> None:
             try:
-                await self.store.commit(record, before.version, kept)
+                await self.store.commit(record, before.version, kept, reply)
             except Full:
                 raise StoreFull("there is no room to keep the session's new state") from None
             except BaseException:
@@ -218,12 +222,12 @@ class Moves:
         state: SessionState,
         lm: CountingLM,
         ttl: float,
-        name: str | None,
-        request: str,
+        once: Once | None,
         *,
         n_calls: int | None = None,
+        replies_ttl: float = 0.0,
     ) -> Answer:
-        """A state as a new session."""
+        """A state as a new session; see ``created``."""
         packed = state.packed(b"")
         meta = {
             "kind": state.kind,
@@ -244,25 +248,34 @@ class Moves:
             trunk=packed.trunk,
         )
         answer = {**session_as_answer(record, meta), "usage": usage_of(lm)}
-        return await self.created(record, answer, name, request, state)
+        return await self.created(record, answer, once, state, replies_ttl)
 
     async def created(
         self,
         record: Record,
         answer: Answer,
-        name: str | None,
-        request: str,
-        state: SessionState | None = None,
+        once: Once | None,
+        state: SessionState | None,
+        replies_ttl: float = 0.0,
     ) -> Answer:
-        """Keep a new record; the answer to it, or to the call that had the same key before."""
-        reply = reply_of(name, record.expires_at, request, answer)
+        """Keep a new record; the answer to it, or to the call that had the same key before.
+
+        Args:
+            record: the record.
+            answer: the answer to it, which is kept as long as the session, and ``replies_ttl``.
+            once: what it answers.
+            state: what the session stands at, if that is known.
+            replies_ttl: seconds.
+        """
+        expires_at = time.time() + max(record.ttl, replies_ttl)
+        reply = None if once is None else once.reply(answer, expires_at)
 
         async def put() -> bytes | None:
             try:
                 return await self.store.create(record, reply, time.time())
             except Full:
                 # What has expired may still be in the way.
-                await self.store.sweep(time.time())
+                await self.lives.sweep()
             try:
                 return await self.store.create(record, reply, time.time())
             except Full:
@@ -271,21 +284,21 @@ class Moves:
                 ) from None
 
         known = await finished(put())
-        if known is not None:
-            return same_call(known, request)
+        if once is not None and known is not None:
+            return once.answer(known)
         if state is not None:
-            async with self.held.hold(record.id) as held:
+            async with self.held.hold((self.caller.key_id, record.id)) as held:
                 # Whoever found it by its list may have moved it already.
                 if held.record is None:
                     held.record, held.meta, held.state = record, orjson.loads(record.meta), state
         return answer
 
-    async def replied(self, name: str | None, request: str) -> Answer | None:
+    async def replied(self, once: Once | None) -> Answer | None:
         """The answer to the same call before; None where there was none."""
-        if name is None:
+        if once is None:
             return None
-        known = await self.store.reply(name, time.time())
-        return None if known is None else same_call(known, request)
+        known = await self.store.reply(once.about, once.name, time.time())
+        return None if known is None else once.answer(known)
 
 
 async def finished(work: Coroutine[Any, Any, T]) -> T:

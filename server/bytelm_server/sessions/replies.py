@@ -1,9 +1,10 @@
-"""Retries: the answers that are kept, and told again to the same call with the same key.
+"""Calls that are made once: their answers are kept, and told again to the same call and key.
 
 Must not know what the calls are.
 """
 
 import hashlib
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
@@ -15,6 +16,56 @@ from bytelm_server.stores import Reply
 Answer = dict[str, Any]
 """An answer's body."""
 
+Key = str | tuple[str, int]
+"""What a caller names a call with; or names a batch with, and the call's place in it."""
+
+
+@dataclass(frozen=True)
+class Once:
+    """A call that has a key.
+
+    Attributes:
+        about: the session that it is made on; else its own name.
+        name: tells it apart from all calls of all callers.
+        request: tells it apart from other calls with the same key.
+    """
+
+    about: str
+    name: str
+    request: str
+
+    @classmethod
+    def of(
+        cls, caller: str, key: Key | None, what: str, call: Body, session_id: str | None = None
+    ) -> "Once | None":
+        """The call ``what`` of a caller; None without a key."""
+        if key is None:
+            return None
+        named = orjson.dumps([caller, session_id or what, key])
+        name = hashlib.sha256(named).hexdigest()
+        return cls(session_id or name, name, digest(what, call))
+
+    def reply(self, answer: Answer, expires_at: float) -> Reply:
+        """Its answer, to be kept."""
+        kept = {"request": self.request, "answer": answer}
+        body = orjson.dumps(kept, option=orjson.OPT_SERIALIZE_NUMPY)
+        return Reply(self.about, self.name, expires_at, body)
+
+    def answer(self, reply: bytes) -> Answer:
+        """Its answer, as it was kept.
+
+        Raises:
+            KeyConflict: it is the answer to another call.
+        """
+        kept: Answer = orjson.loads(reply)
+        if kept["request"] != self.request:
+            raise KeyConflict(
+                "this key was used for another call: give each call a key of its own",
+                "Idempotency-Key",
+            )
+        answer: Answer = kept["answer"]
+        return answer
+
 
 def digest(name: str, call: Body) -> str:
     """Tells calls with the same key apart."""
@@ -25,50 +76,3 @@ def digest(name: str, call: Body) -> str:
         option=orjson.OPT_SORT_KEYS,
     )
     return hashlib.sha256(data).hexdigest()
-
-
-def reply_name(key_id: str, about: str, key: str | None) -> str | None:
-    """Tells kept answers apart: by caller, what they are about, and key; None without a key."""
-    if key is None:
-        return None
-    return hashlib.sha256(orjson.dumps([key_id, about, key])).hexdigest()
-
-
-def kept_reply(key: str, request: str, answer: Answer) -> bytes:
-    """An answer as it is kept with a session."""
-    return orjson.dumps({"key": key, "request": request, "answer": answer})
-
-
-def reply_of(name: str | None, expires_at: float, request: str, answer: Answer) -> Reply | None:
-    """An answer as it is kept by name; None without a name."""
-    if name is None:
-        return None
-    return Reply(name, expires_at, orjson.dumps({"request": request, "answer": answer}))
-
-
-def same_call(reply: bytes, request: str) -> Answer:
-    """The answer of a kept reply, if it answers this call; else KeyConflict."""
-    kept: Answer = orjson.loads(reply)
-    if kept["request"] != request:
-        raise _used_key()
-    answer: Answer = kept["answer"]
-    return answer
-
-
-def replayed(reply: bytes | None, key: str | None, request: str) -> Answer | None:
-    """The answer that is kept with a session, if this call is the one that it answers."""
-    if reply is None or key is None or orjson.loads(reply)["key"] != key:
-        return None
-    return same_call(reply, request)
-
-
-def refuse_used_key(reply: bytes | None, key: str | None) -> None:
-    """KeyConflict if a session's last change had this key."""
-    if reply is not None and key is not None and orjson.loads(reply)["key"] == key:
-        raise _used_key()
-
-
-def _used_key() -> KeyConflict:
-    return KeyConflict(
-        "this key was used for another call: give each call a key of its own", "Idempotency-Key"
-    )

@@ -4,7 +4,7 @@ Must not know HTTP, nor what the calls do.
 """
 
 import asyncio
-import logging
+import contextlib
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -12,16 +12,19 @@ from contextlib import asynccontextmanager
 from bytelm import memory
 from bytelm.settings import ServerSettings
 from bytelm_server.callers import Caller
-from bytelm_server.service import ByteService
+from bytelm_server.errors import Unavailable
 from bytelm_server.sessions.calls import SessionCalls
 from bytelm_server.sessions.held import HeldSessions
+from bytelm_server.sessions.lives import SWEPT_AFTER, Lives
+from bytelm_server.sessions.moves import Serving
 from bytelm_server.stores import SessionStore
+from bytelm_server.stores.watched import WatchedStore
 
 SWEEP_SECONDS = 1.0
+USE_SECONDS = 0.1
+"""How often somebody sees to it that no session expires in use."""
 GIVE_BACK_BYTES = 8 << 20
 """What states that have left memory took, before it is given back to the system."""
-
-_log = logging.getLogger(__name__)
 
 
 class Sessions:
@@ -33,25 +36,35 @@ class Sessions:
     """
 
     def __init__(self, store: SessionStore, settings: ServerSettings) -> None:
-        self.store = store
+        self.store = WatchedStore(store)
         self.settings = settings
         self.held = HeldSessions(settings.session_cache_bytes, settings.session_idle_seconds)
+        self.lives = Lives(self.store, self.held)
+
+    @property
+    def fault(self) -> str | None:
+        """Why no session can be kept now, and what to do; None where all is well."""
+        return self.store.fault
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Keep sessions; on leaving, all that was acknowledged is in the store."""
         await self.store.open()
-        sweeper = asyncio.create_task(self._sweep(), name="sessions")
+        tasks = [
+            asyncio.create_task(self._sweep(), name="sessions"),
+            asyncio.create_task(self._see_to_use(), name="sessions in use"),
+        ]
         try:
             yield
         finally:
-            sweeper.cancel()
-            await asyncio.gather(sweeper, return_exceptions=True)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
             await self.store.close()
 
-    def of(self, service: ByteService, caller: Caller) -> SessionCalls:
-        """The calls of one caller, on a model."""
-        return SessionCalls(self.store, self.held, self.settings, service, caller)
+    def of(self, serving: Serving, caller: Caller) -> SessionCalls:
+        """The calls of one caller, on the model that ``serving`` has when one is needed."""
+        return SessionCalls(self.store, self.held, self.lives, self.settings, serving, caller)
 
     async def count(self) -> int:
         """How many sessions there are."""
@@ -64,8 +77,12 @@ class Sessions:
             if self.held.let_go >= GIVE_BACK_BYTES:
                 self.held.let_go = 0
                 await asyncio.to_thread(memory.give_back)
-            try:
-                await self.store.sweep(time.time())
-            except Exception:
-                # The store may come back; each call that needs it fails by itself meanwhile.
-                _log.exception("expired sessions could not be removed")
+            await self.store.look_after()
+            # A store that fails tells so itself; each call that needs it fails meanwhile.
+            with contextlib.suppress(Unavailable):
+                await self.lives.sweep(SWEPT_AFTER)
+
+    async def _see_to_use(self) -> None:
+        while True:
+            await asyncio.sleep(USE_SECONDS)
+            await self.lives.see_to()

@@ -6,20 +6,24 @@ two changes never both follow the same one.
 
 ::
 
-              create                 commit, touch              expires_at
+              create            commit, touch, prolong          expires_at
     (nothing) ──────► version 1, 2, 3 … ──────────────► expired ──────────► (nothing)
                           │        delete                        one day later
                           └────────────────► (nothing)
+
+With a change it keeps the answer to it, the reply: both or neither. Replies are about a record (or
+about nothing but themselves), outlive it, and are given back by name.
 
 Must not know what a session is, nor HTTP.
 """
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
 
 TOMBSTONE_SECONDS = 24 * 60 * 60.0
 """How long an expired record is still known to have been."""
+MOST_REPLIES = 256
+"""Replies about one record, at least; the newest ones."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,6 @@ class Record:
         meta: small; ``page`` gives it, too.
         head: what each version writes anew.
         trunk: what a version mostly leaves as it was, or adds to at the end.
-        reply: the answer to the last change, or None.
     """
 
     id: str
@@ -46,7 +49,6 @@ class Record:
     meta: bytes
     head: bytes = b""
     trunk: bytes = b""
-    reply: bytes | None = None
 
 
 @dataclass(frozen=True)
@@ -54,11 +56,13 @@ class Reply:
     """An answer that is kept by name.
 
     Attributes:
+        about: the record that it is about, by id; or its own name.
         name: tells it apart from all others.
-        expires_at: when it may be forgotten, in seconds since 1970.
+        expires_at: when it may be forgotten, in seconds since 1970, where its record has ended.
         body: the answer.
     """
 
+    about: str
     name: str
     expires_at: float
     body: bytes
@@ -79,7 +83,7 @@ class SessionStore(ABC):
         is_shared: whether other processes may change the same records.
     """
 
-    is_shared: ClassVar[bool] = False
+    is_shared: bool = False
 
     async def open(self) -> None:
         """Be ready; an InputError says in one line why that cannot be."""
@@ -106,7 +110,11 @@ class SessionStore(ABC):
         """
 
     @abstractmethod
-    async def reply(self, name: str, now: float) -> bytes | None:
+    async def keep(self, reply: Reply, now: float) -> bytes | None:
+        """Keep a reply by itself; or give the body of the one that there is by this name."""
+
+    @abstractmethod
+    async def reply(self, about: str, name: str, now: float) -> bytes | None:
         """The body of the reply that is kept by this name."""
 
     @abstractmethod
@@ -114,17 +122,18 @@ class SessionStore(ABC):
         """The record, expired or not; of an expired one the contents may be gone."""
 
     @abstractmethod
-    async def version(self, session_id: str) -> int | None:
-        """The record's version, or None."""
+    async def look(self, session_id: str) -> Record | None:
+        """The same without ``head`` and ``trunk``."""
 
     @abstractmethod
-    async def commit(self, record: Record, expected: int, kept: int) -> None:
-        """Put a new version of a record in the place of the old one.
+    async def commit(self, record: Record, expected: int, kept: int, reply: Reply | None) -> None:
+        """Put a new version of a record in the place of the old one, and keep a reply.
 
         Args:
             record: the new version.
             expected: the old one.
             kept: how many bytes of the stored trunk the new one begins with: all of them, or 0.
+            reply: the reply, or None.
 
         Raises:
             Changed: there is no record with the version ``expected``.
@@ -134,6 +143,10 @@ class SessionStore(ABC):
     @abstractmethod
     async def touch(self, record: Record) -> None:
         """Keep a record's ``expires_at`` and ``meta``, if its version is still this one."""
+
+    @abstractmethod
+    async def prolong(self, session_id: str, expires_at: float) -> None:
+        """Let a record that has not ended yet live until then at least."""
 
     @abstractmethod
     async def delete(self, session_id: str, expected: int, reply: Reply | None) -> None:
@@ -147,13 +160,17 @@ class SessionStore(ABC):
     async def page(self, owner: str, after: str, limit: int, now: float) -> list[Record]:
         """An owner's records that have not expired, in the order of their ids, behind ``after``.
 
-        ``head``, ``trunk`` and ``reply`` may be left out.
+        ``head`` and ``trunk`` may be left out.
         """
 
     @abstractmethod
     async def sweep(self, now: float) -> None:
-        """Let go of what expired, and forget what expired a day ago."""
+        """Let go of what expired before ``now``, and forget what expired a day before it."""
 
     @abstractmethod
     async def count(self, now: float) -> int:
         """How many records have not expired."""
+
+    async def check(self) -> None:
+        """Write and read something; raises what keeps the store from it."""
+        return

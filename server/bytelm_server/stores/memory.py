@@ -4,7 +4,15 @@ import bisect
 import contextlib
 from dataclasses import replace
 
-from bytelm_server.stores import TOMBSTONE_SECONDS, Changed, Full, Record, Reply, SessionStore
+from bytelm_server.stores import (
+    MOST_REPLIES,
+    TOMBSTONE_SECONDS,
+    Changed,
+    Full,
+    Record,
+    Reply,
+    SessionStore,
+)
 
 
 class MemoryStore(SessionStore):
@@ -18,40 +26,46 @@ class MemoryStore(SessionStore):
         self.most = most
         self._records: dict[str, Record] = {}
         self._of: dict[str, list[str]] = {}  # ids by owner, sorted
-        self._replies: dict[str, Reply] = {}
+        self._replies: dict[str, dict[str, Reply]] = {}  # by what they are about; oldest first
         self._living = 0
 
     async def create(self, record: Record, reply: Reply | None, now: float) -> bytes | None:
         """See ``SessionStore``."""
-        if reply is not None and (known := await self.reply(reply.name, now)) is not None:
-            return known
+        if reply is not None and (known := self._known_reply(reply.about, reply.name, now)):
+            return known.body
         if self._living >= self.most:
             raise Full
         self._records[record.id] = record
         bisect.insort(self._of.setdefault(record.owner, []), record.id)
         self._living += 1
-        if reply is not None:
-            self._replies[reply.name] = reply
+        self._keep(reply)
         return None
 
-    async def reply(self, name: str, now: float) -> bytes | None:
+    async def keep(self, reply: Reply, now: float) -> bytes | None:
         """See ``SessionStore``."""
-        reply = self._replies.get(name)
-        return reply.body if reply is not None and reply.expires_at > now else None
+        if known := self._known_reply(reply.about, reply.name, now):
+            return known.body
+        self._keep(reply)
+        return None
+
+    async def reply(self, about: str, name: str, now: float) -> bytes | None:
+        """See ``SessionStore``."""
+        known = self._known_reply(about, name, now)
+        return None if known is None else known.body
 
     async def load(self, session_id: str) -> Record | None:
         """See ``SessionStore``."""
         return self._records.get(session_id)
 
-    async def version(self, session_id: str) -> int | None:
+    async def look(self, session_id: str) -> Record | None:
         """See ``SessionStore``."""
-        record = self._records.get(session_id)
-        return None if record is None else record.version
+        return self._records.get(session_id)
 
-    async def commit(self, record: Record, expected: int, kept: int) -> None:
+    async def commit(self, record: Record, expected: int, kept: int, reply: Reply | None) -> None:
         """See ``SessionStore``."""
         self._known(record.id, expected)
         self._records[record.id] = record
+        self._keep(reply)
 
     async def touch(self, record: Record) -> None:
         """See ``SessionStore``."""
@@ -61,11 +75,17 @@ class MemoryStore(SessionStore):
                 known, expires_at=record.expires_at, meta=record.meta
             )
 
+    async def prolong(self, session_id: str, expires_at: float) -> None:
+        """See ``SessionStore``."""
+        if self._lives(session_id):
+            known = self._records[session_id]
+            later = max(known.expires_at, expires_at)
+            self._records[session_id] = replace(known, expires_at=later)
+
     async def delete(self, session_id: str, expected: int, reply: Reply | None) -> None:
         """See ``SessionStore``."""
         self._forget(self._known(session_id, expected))
-        if reply is not None:
-            self._replies[reply.name] = reply
+        self._keep(reply)
 
     async def page(self, owner: str, after: str, limit: int, now: float) -> list[Record]:
         """See ``SessionStore``."""
@@ -85,12 +105,13 @@ class MemoryStore(SessionStore):
             if record.expires_at + TOMBSTONE_SECONDS <= now:
                 self._forget(record)
             elif record.expires_at <= now and record.meta:
-                empty = replace(record, meta=b"", head=b"", trunk=b"", reply=None)
-                self._records[record.id] = empty
+                self._records[record.id] = replace(record, meta=b"", head=b"", trunk=b"")
                 self._living -= 1
-        for reply in list(self._replies.values()):
-            if reply.expires_at <= now:
-                del self._replies[reply.name]
+        for about in [about for about in self._replies if not self._lives(about)]:
+            kept = self._replies[about]
+            self._replies[about] = {n: one for n, one in kept.items() if one.expires_at > now}
+            if not self._replies[about]:
+                del self._replies[about]
 
     async def count(self, now: float) -> int:
         """See ``SessionStore``."""
@@ -101,6 +122,25 @@ class MemoryStore(SessionStore):
         if record is None or record.version != version or not record.meta:
             raise Changed
         return record
+
+    def _lives(self, session_id: str) -> bool:
+        record = self._records.get(session_id)
+        return record is not None and bool(record.meta)
+
+    def _known_reply(self, about: str, name: str, now: float) -> Reply | None:
+        reply = self._replies.get(about, {}).get(name)
+        if reply is None or (reply.expires_at <= now and not self._lives(about)):
+            return None
+        return reply
+
+    def _keep(self, reply: Reply | None) -> None:
+        if reply is None:
+            return
+        kept = self._replies.setdefault(reply.about, {})
+        kept.pop(reply.name, None)
+        kept[reply.name] = reply
+        if len(kept) > MOST_REPLIES:
+            del kept[next(iter(kept))]
 
     def _forget(self, record: Record) -> None:
         del self._records[record.id]

@@ -2,11 +2,15 @@
 
 ::
 
-    bytelm:session:ID   a hash: owner, version, ttl, expires_at, meta, head, reply
-    bytelm:trunk:ID     bytes, which most versions only append to
-    bytelm:owner:OWNER  a sorted set of this owner's ids, all with the score 0: sorted by id
-    bytelm:living       a sorted set of all ids, by when they expire
-    bytelm:reply:NAME   a hash: an answer that is kept by name, expires_at
+    bytelm:session:ID     a hash: owner, version, ttl, expires_at, meta, head
+    bytelm:trunk:ID       bytes, which most versions only append to
+    bytelm:owner:OWNER    a sorted set of this owner's ids, all with the score 0: sorted by id
+    bytelm:living         a sorted set of all ids, by when they expire
+    bytelm:replies:ABOUT  a hash: answers by name, and ``:until``, when they expire
+    bytelm:replied:ABOUT  a list of the names, the oldest first
+
+The first format had ``bytelm:reply:NAME``, a hash of body and expires_at, and the last reply in the
+session's hash; both are still read.
 
 Every change is one script, which Redis runs alone: it compares the version first, so two servers
 never both follow the same one. What survives a crash of Redis is what its own settings let survive
@@ -15,17 +19,28 @@ lie in different slots: no cluster.
 """
 
 from collections.abc import Awaitable
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 from redis import Redis as BlockingRedis
 from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as NoConnection
 from redis.exceptions import OutOfMemoryError, RedisError
 from redis.exceptions import TimeoutError as NoAnswer
 
 from bytelm.errors import InputError
 from bytelm_server.errors import Unavailable
-from bytelm_server.stores import TOMBSTONE_SECONDS, Changed, Full, Record, Reply, SessionStore
+from bytelm_server.stores import (
+    TOMBSTONE_SECONDS,
+    Changed,
+    Full,
+    Record,
+    Reply,
+    SessionStore,
+    first_format,
+    redis_scripts,
+)
 
 T = TypeVar("T")
 
@@ -35,105 +50,6 @@ SWEPT = 500
 """How many expired records one sweep lets go of."""
 
 _LISTED = ["version", "ttl", "expires_at", "meta"]
-
-# Of each script: KEYS session, trunk, living, owner, reply. Times are in seconds.
-_SET = """
-local function keep(expires_at)
-    local ends = math.floor((expires_at + tonumber(ARGV[1])) * 1000)
-    redis.call('PEXPIREAT', KEYS[1], ends)
-    redis.call('PEXPIREAT', KEYS[2], ends)
-end
-local function answer(body, expires_at)
-    redis.call('HSET', KEYS[5], 'body', body, 'expires_at', expires_at)
-    redis.call('PEXPIREAT', KEYS[5], math.floor(tonumber(expires_at) * 1000))
-end
-local function is(version)
-    return redis.call('HGET', KEYS[1], 'version') == version
-        and redis.call('ZSCORE', KEYS[3], ARGV[2])
-end
-"""
-_LOAD = "return {redis.call('HGETALL', KEYS[1]), redis.call('GET', KEYS[2])}"
-_CREATE = (
-    _SET
-    + """
--- ARGV: tombstone, id, now, most, reply, reply's end, trunk, expires_at, fields …
-if ARGV[6] ~= '' then
-    local ends = redis.call('HGET', KEYS[5], 'expires_at')
-    if ends and tonumber(ends) > tonumber(ARGV[3]) then
-        return redis.call('HGET', KEYS[5], 'body')
-    end
-end
-if redis.call('ZCOUNT', KEYS[3], '(' .. ARGV[3], '+inf') >= tonumber(ARGV[4]) then return 0 end
-if ARGV[6] ~= '' then
-    answer(ARGV[5], ARGV[6])
-end
-for i = 9, #ARGV, 2 do redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1]) end
-redis.call('SET', KEYS[2], ARGV[7])
-redis.call('ZADD', KEYS[3], ARGV[8], ARGV[2])
-redis.call('ZADD', KEYS[4], 0, ARGV[2])
-keep(tonumber(ARGV[8]))
-return 1
-"""
-)
-_COMMIT = (
-    _SET
-    + """
--- ARGV: tombstone, id, expected version, kept, trunk, expires_at, fields …
-if not is(ARGV[3]) then return 0 end
-if tonumber(ARGV[4]) == 0 then
-    redis.call('SET', KEYS[2], ARGV[5])
-elseif redis.call('STRLEN', KEYS[2]) ~= tonumber(ARGV[4]) then
-    return 0
-elseif ARGV[5] ~= '' then
-    redis.call('APPEND', KEYS[2], ARGV[5])
-end
-redis.call('HDEL', KEYS[1], 'reply')
-for i = 7, #ARGV, 2 do redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1]) end
-redis.call('ZADD', KEYS[3], ARGV[6], ARGV[2])
-keep(tonumber(ARGV[6]))
-return 1
-"""
-)
-_TOUCH = (
-    _SET
-    + """
--- ARGV: tombstone, id, version, expires_at, meta
-if not is(ARGV[3]) then return 0 end
-redis.call('HSET', KEYS[1], 'expires_at', ARGV[4], 'meta', ARGV[5])
-redis.call('ZADD', KEYS[3], ARGV[4], ARGV[2])
-keep(tonumber(ARGV[4]))
-return 1
-"""
-)
-_DELETE = (
-    _SET
-    + """
--- ARGV: tombstone, id, expected version, reply, reply's end
-if not is(ARGV[3]) then return 0 end
-redis.call('DEL', KEYS[1], KEYS[2])
-redis.call('ZREM', KEYS[3], ARGV[2])
-redis.call('ZREM', KEYS[4], ARGV[2])
-if ARGV[5] ~= '' then
-    answer(ARGV[4], ARGV[5])
-end
-return 1
-"""
-)
-_END = (
-    _SET
-    + """
--- ARGV: tombstone, id, now
-local expires_at = redis.call('ZSCORE', KEYS[3], ARGV[2])
-if not expires_at or tonumber(expires_at) > tonumber(ARGV[3]) then return 0 end
-redis.call('HSET', KEYS[1], 'meta', '', 'head', '')
-redis.call('HDEL', KEYS[1], 'reply')
-redis.call('DEL', KEYS[2])
-redis.call('ZREM', KEYS[3], ARGV[2])
-redis.call('ZREM', KEYS[4], ARGV[2])
-keep(tonumber(expires_at))
-return 1
-"""
-)
 
 
 class NoRedis(InputError):
@@ -151,7 +67,7 @@ class RedisStore(SessionStore):
         NoRedis: nothing answers there.
     """
 
-    is_shared: ClassVar[bool] = True
+    is_shared = True
 
     def __init__(self, url: str, most: int) -> None:
         self.most = most
@@ -159,17 +75,26 @@ class RedisStore(SessionStore):
             with BlockingRedis.from_url(url, socket_timeout=ANSWER_SECONDS) as probe:
                 probe.ping()
             self._redis = Redis.from_url(
-                url, socket_timeout=ANSWER_SECONDS, socket_connect_timeout=ANSWER_SECONDS
+                url,
+                socket_timeout=ANSWER_SECONDS,
+                socket_connect_timeout=ANSWER_SECONDS,
+                # A change that Redis may have made must not be sent again.
+                retry=Retry(NoBackoff(), 0),
             )
         except (RedisError, ValueError, OSError) as error:
             reason = " ".join(str(error).split())
             raise NoRedis(
                 f"sessions cannot be kept at the address of --session-store: {reason}"
             ) from None
-        register = self._redis.register_script
-        self._load = register(_LOAD)
-        self._create, self._commit = register(_CREATE), register(_COMMIT)
-        self._touch, self._delete, self._end = register(_TOUCH), register(_DELETE), register(_END)
+        register, scripts = self._redis.register_script, redis_scripts
+        self._load, self._reply = register(scripts.LOAD), register(scripts.REPLY)
+        self._keep, self._create = register(scripts.KEEP), register(scripts.CREATE)
+        self._commit, self._touch = register(scripts.COMMIT), register(scripts.TOUCH)
+        self._prolong, self._delete = (
+            register(scripts.PROLONG),
+            register(scripts.DELETE),
+        )
+        self._end = register(scripts.END)
 
     async def close(self) -> None:
         """See ``SessionStore``."""
@@ -185,8 +110,7 @@ class RedisStore(SessionStore):
                     record.id,
                     repr(now),
                     self.most,
-                    reply.body if reply else b"",
-                    repr(reply.expires_at) if reply else b"",
+                    *_told(reply),
                     record.trunk,
                     repr(record.expires_at),
                     *_fields(record),
@@ -201,10 +125,20 @@ class RedisStore(SessionStore):
             raise Full
         return done if isinstance(done, bytes) else None
 
-    async def reply(self, name: str, now: float) -> bytes | None:
+    async def keep(self, reply: Reply, now: float) -> bytes | None:
         """See ``SessionStore``."""
-        body, expires_at = await self._do("HMGET", f"bytelm:reply:{name}", "body", "expires_at")
-        return body if body is not None and float(expires_at) > now else None
+        keys = _keys(reply.about, "", reply)
+        known: bytes | None = await _answered(self._keep(keys, [repr(now), *_told(reply)]))
+        return known
+
+    async def reply(self, about: str, name: str, now: float) -> bytes | None:
+        """See ``SessionStore``."""
+        known, (owner, last) = await _answered(self._reply(_keys(about), [name, repr(now)]))
+        if known is None and last is not None:
+            its_name, body = first_format.reply_of(owner.decode(), about, last)
+            return body if its_name == name else None
+        found: bytes | None = known
+        return found
 
     async def load(self, session_id: str) -> Record | None:
         """See ``SessionStore``."""
@@ -213,12 +147,13 @@ class RedisStore(SessionStore):
         fields = dict(zip(found[::2], found[1::2], strict=True))
         return _record(session_id, fields, data or b"") if fields else None
 
-    async def version(self, session_id: str) -> int | None:
+    async def look(self, session_id: str) -> Record | None:
         """See ``SessionStore``."""
-        found = await self._do("HGET", _keys(session_id)[0], "version")
-        return None if found is None else int(found)
+        found = await self._do("HMGET", _keys(session_id)[0], "owner", *_LISTED)
+        fields = dict(zip((b"owner", *map(str.encode, _LISTED)), found, strict=True))
+        return _record(session_id, fields) if fields[b"owner"] is not None else None
 
-    async def commit(self, record: Record, expected: int, kept: int) -> None:
+    async def commit(self, record: Record, expected: int, kept: int, reply: Reply | None) -> None:
         """See ``SessionStore``."""
         done = await _answered(
             self._commit(
@@ -228,6 +163,7 @@ class RedisStore(SessionStore):
                     record.id,
                     expected,
                     kept,
+                    *_told(reply),
                     record.trunk[kept:],
                     repr(record.expires_at),
                     *_fields(record),
@@ -252,6 +188,12 @@ class RedisStore(SessionStore):
             )
         )
 
+    async def prolong(self, session_id: str, expires_at: float) -> None:
+        """See ``SessionStore``."""
+        await _answered(
+            self._prolong(_keys(session_id), [TOMBSTONE_SECONDS, session_id, repr(expires_at)])
+        )
+
     async def delete(self, session_id: str, expected: int, reply: Reply | None) -> None:
         """See ``SessionStore``."""
         owner = await self._do("HGET", _keys(session_id)[0], "owner")
@@ -259,13 +201,7 @@ class RedisStore(SessionStore):
             done = await _answered(
                 self._delete(
                     _keys(session_id, (owner or b"").decode(), reply),
-                    [
-                        TOMBSTONE_SECONDS,
-                        session_id,
-                        expected,
-                        reply.body if reply else b"",
-                        repr(reply.expires_at) if reply else b"",
-                    ],
+                    [TOMBSTONE_SECONDS, session_id, expected, *_told(reply)],
                 )
             )
         except Full:
@@ -322,6 +258,10 @@ class RedisStore(SessionStore):
         """See ``SessionStore``."""
         return int(await self._do("ZCOUNT", "bytelm:living", f"({now!r}", "+inf"))
 
+    async def check(self) -> None:
+        """See ``SessionStore``."""
+        await self._do("SET", "bytelm:check", "", "PX", 1)
+
     async def _do(self, *command: Any) -> Any:
         return await _answered(self._redis.execute_command(*command))
 
@@ -332,13 +272,19 @@ def _keys(session_id: str, owner: str = "", reply: Reply | None = None) -> list[
         f"bytelm:trunk:{session_id}",
         "bytelm:living",
         f"bytelm:owner:{owner}",
-        f"bytelm:reply:{reply.name if reply else ''}",
+        f"bytelm:replies:{reply.about if reply else session_id}",
+        f"bytelm:replied:{reply.about if reply else session_id}",
     ]
+
+
+def _told(reply: Reply | None) -> list[Any]:
+    """What scripts are told of a reply: name, body, expires_at."""
+    return [reply.name, reply.body, repr(reply.expires_at)] if reply else ["", b"", ""]
 
 
 def _fields(record: Record) -> list[Any]:
     """What each version writes."""
-    written: list[Any] = [
+    return [
         "version",
         record.version,
         "expires_at",
@@ -348,10 +294,9 @@ def _fields(record: Record) -> list[Any]:
         "head",
         record.head,
     ]
-    return written if record.reply is None else [*written, "reply", record.reply]
 
 
-def _record(session_id: str, fields: dict[bytes, bytes], trunk: bytes) -> Record:
+def _record(session_id: str, fields: dict[bytes, bytes], trunk: bytes = b"") -> Record:
     return Record(
         id=session_id,
         owner=fields[b"owner"].decode(),
@@ -359,9 +304,8 @@ def _record(session_id: str, fields: dict[bytes, bytes], trunk: bytes) -> Record
         ttl=float(fields[b"ttl"]),
         expires_at=float(fields[b"expires_at"]),
         meta=fields[b"meta"],
-        head=fields[b"head"],
+        head=fields.get(b"head", b""),
         trunk=trunk,
-        reply=fields.get(b"reply"),
     )
 
 

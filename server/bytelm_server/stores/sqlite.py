@@ -5,58 +5,38 @@ call returns when its own is committed. A trunk is stored in parts, so that a ve
 it writes the addition only. Readers have a connection of their own, which sees nothing that is not
 committed.
 
-::
-
-    sessions  id, owner, version, ttl, expires_at, living, meta, head, reply
-    trunks    session, part, data          in order of part, together a session's trunk
-    replies   name, expires_at, body
-
 What is committed survives the end of this process, whatever ended it. It survives a power cut only
 if it is flushed to the disk first, at each commit, which ``fsync`` asks for; without that, a power
 cut may take the last commits, but leaves a whole file.
 """
 
 import asyncio
+import contextlib
 import fcntl
 import os
 import sqlite3
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from contextlib import closing
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
+from urllib.parse import quote
 
 import aiosqlite
 
 from bytelm.errors import InputError
-from bytelm_server.stores import TOMBSTONE_SECONDS, Changed, Full, Record, Reply, SessionStore
+from bytelm_server.stores import (
+    MOST_REPLIES,
+    TOMBSTONE_SECONDS,
+    Changed,
+    Full,
+    Record,
+    Reply,
+    SessionStore,
+)
+from bytelm_server.stores.sqlite_schema import FORMAT, UnknownFormat, prepare
+from bytelm_server.stores.sqlite_writer import ANSWER_SECONDS, SqliteWriter
 
-T = TypeVar("T")
-
-_FORMAT = 1
-_SCHEMA = """
-CREATE TABLE sessions (
-    id TEXT PRIMARY KEY,
-    owner TEXT NOT NULL,
-    version INTEGER NOT NULL,
-    ttl REAL NOT NULL,
-    expires_at REAL NOT NULL,
-    living INTEGER NOT NULL,
-    meta BLOB NOT NULL,
-    head BLOB NOT NULL,
-    reply BLOB
-);
-CREATE INDEX living_of ON sessions (owner, id) WHERE living;
-CREATE INDEX living_until ON sessions (expires_at) WHERE living;
-CREATE INDEX dead_since ON sessions (expires_at) WHERE NOT living;
-CREATE TABLE trunks (
-    session TEXT NOT NULL,
-    part INTEGER NOT NULL,
-    data BLOB NOT NULL,
-    PRIMARY KEY (session, part)
-) WITHOUT ROWID;
-CREATE TABLE replies (name TEXT PRIMARY KEY, expires_at REAL NOT NULL, body BLOB NOT NULL);
-CREATE INDEX replies_until ON replies (expires_at);
-"""
+_REPLY = "SELECT body FROM replies WHERE name = ? AND (living OR expires_at > ?)"
 
 
 class StoreError(InputError):
@@ -65,16 +45,6 @@ class StoreError(InputError):
 
 class StoreInUse(StoreError):
     """Another process keeps its sessions there."""
-
-
-@dataclass(eq=False)
-class _Wanted:
-    """A change that waits to be written."""
-
-    change: Callable[[aiosqlite.Connection], Awaitable[Any]]
-    done: asyncio.Future[Any] = field(
-        default_factory=lambda: asyncio.get_running_loop().create_future()
-    )
 
 
 class SqliteStore(SessionStore):
@@ -102,9 +72,9 @@ class SqliteStore(SessionStore):
         ]
         if most_bytes is not None:
             self._pragmas.append(f"PRAGMA max_page_count = {max(1, most_bytes // 4096)}")
-        self._waiting: asyncio.Queue[_Wanted] = asyncio.Queue()
-        self._writer: asyncio.Task[None] | None = None
-        self._living = 0
+        self._writer = SqliteWriter(self._connected)
+        self._reader: aiosqlite.Connection | None = None
+        self._opening = asyncio.Lock()
         self._lock = self._reserved()
         self._prepare()
 
@@ -131,73 +101,67 @@ class SqliteStore(SessionStore):
     def _prepare(self) -> None:
         try:
             os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-            with sqlite3.connect(self.path) as db:
+            with closing(sqlite3.connect(self.path, isolation_level=None)) as db:
                 for pragma in self._pragmas:
                     db.execute(pragma)
-                (found,) = db.execute("PRAGMA user_version").fetchone()
-                if not found:
-                    db.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {_FORMAT}; COMMIT;")
-                count = db.execute("SELECT count(*) FROM sessions WHERE living").fetchone()
-                self._living = int(count[0])
-            db.close()
+                prepare(db)
+                (count,) = db.execute("SELECT count(*) FROM sessions WHERE living").fetchone()
+                self._writer.count = int(count)
         except (sqlite3.Error, OSError) as error:
             self._release()
             raise StoreError(
                 f"sessions cannot be kept in {self.path}: {error}; give another file with "
                 "--session-store, or memory"
             ) from None
-        if found not in (0, _FORMAT):
+        except UnknownFormat:
             self._release()
             raise StoreError(
                 f"{self.path} was written by another version of bytelm: give another file with "
                 "--session-store"
-            )
+            ) from None
 
     def _release(self) -> None:
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
 
+    async def _connected(self) -> aiosqlite.Connection:
+        # Where the file has gone, an empty one in its place would be no store.
+        name = f"file:{quote(str(self.path.absolute()))}?mode=rw"
+        db = await aiosqlite.connect(name, uri=True, isolation_level=None)
+        try:
+            for pragma in self._pragmas:
+                await db.execute(pragma)
+        except BaseException:
+            await db.close()
+            raise
+        return db
+
     async def open(self) -> None:
         """See ``SessionStore``."""
-        self._db = await aiosqlite.connect(self.path, isolation_level=None)
-        self._reader = await aiosqlite.connect(self.path, isolation_level=None)
-        for pragma in self._pragmas:
-            await self._db.execute(pragma)
-        self._writer = asyncio.create_task(self._write(), name="session store")
+        await self._writer.open()
 
     async def close(self) -> None:
         """See ``SessionStore``; all that waits is written."""
-        if self._writer is None:
-            return self._release()
-        await self._waiting.join()
-        self._writer.cancel()
-        await asyncio.gather(self._writer, return_exceptions=True)
-        await self._reader.close()
-        await self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        await self._db.close()
-        self._writer = None
-        return self._release()
+        try:
+            await self._writer.close()
+            if self._reader is not None:
+                await self._reader.close()
+        finally:
+            self._release()
 
     async def create(self, record: Record, reply: Reply | None, now: float) -> bytes | None:
         """See ``SessionStore``."""
-        if self._living >= self.most:
-            if reply is not None and (known := await self.reply(reply.name, now)) is not None:
-                return known
-            raise Full
 
         async def change(db: aiosqlite.Connection) -> bytes | None:
-            if reply is not None:
-                known = await _one(
-                    db,
-                    "SELECT body FROM replies WHERE name = ? AND expires_at > ?",
-                    (reply.name, now),
-                )
-                if known is not None:
-                    return bytes(known[0])
-                await _keep(db, reply)
+            if reply is not None and (known := await _kept(db, reply, now)) is not None:
+                return known
+            if self._writer.count >= self.most:
+                raise Full
+            self._writer.count += 1
             await db.execute(
-                "INSERT INTO sessions VALUES (?, ?, ?, ?, ?, 1, ?, ?, ?)",
+                "INSERT INTO sessions (id, owner, version, ttl, expires_at, living, meta, head) "
+                "VALUES (?, ?, ?, ?, ?, 1, ?, ?)",
                 (
                     record.id,
                     record.owner,
@@ -206,64 +170,68 @@ class SqliteStore(SessionStore):
                     record.expires_at,
                     record.meta,
                     record.head,
-                    record.reply,
                 ),
             )
             if record.trunk:
                 await db.execute("INSERT INTO trunks VALUES (?, 0, ?)", (record.id, record.trunk))
+            await _keep(db, reply)
             return None
 
-        self._living += 1
-        known = None
-        try:
-            known = await self._written(change)
-        except BaseException:
-            self._living -= 1
-            raise
-        self._living -= known is not None
-        return known
+        return await self._writer.write(change)
 
-    async def reply(self, name: str, now: float) -> bytes | None:
+    async def keep(self, reply: Reply, now: float) -> bytes | None:
         """See ``SessionStore``."""
-        found = await _one(
-            self._reader, "SELECT body FROM replies WHERE name = ? AND expires_at > ?", (name, now)
-        )
+
+        async def change(db: aiosqlite.Connection) -> bytes | None:
+            known = await _kept(db, reply, now)
+            if known is None:
+                await _keep(db, reply)
+            return known
+
+        return await self._writer.write(change)
+
+    async def reply(self, about: str, name: str, now: float) -> bytes | None:
+        """See ``SessionStore``."""
+        found = await self._one(_REPLY, name, now)
         return None if found is None else bytes(found[0])
 
     async def load(self, session_id: str) -> Record | None:
         """See ``SessionStore``."""
-        row = await _one(
-            self._reader,
-            "SELECT owner, version, ttl, expires_at, meta, head, reply FROM sessions WHERE id = ?",
-            (session_id,),
+        row = await self._one(
+            "SELECT owner, version, ttl, expires_at, meta, head FROM sessions WHERE id = ?",
+            session_id,
         )
         if row is None:
             return None
-        parts = await self._reader.execute_fetchall(
-            "SELECT data FROM trunks WHERE session = ? ORDER BY part", (session_id,)
+        parts = await self._read(
+            "SELECT data FROM trunks WHERE session = ? ORDER BY part", session_id
         )
-        owner, version, ttl, expires_at, meta, head, reply = row
+        owner, version, ttl, expires_at, meta, head = row
         trunk = b"".join(part for (part,) in parts)
-        return Record(session_id, owner, version, ttl, expires_at, meta, head, trunk, reply)
+        return Record(session_id, owner, version, ttl, expires_at, meta, head, trunk)
 
-    async def version(self, session_id: str) -> int | None:
+    async def look(self, session_id: str) -> Record | None:
         """See ``SessionStore``."""
-        row = await _one(self._reader, "SELECT version FROM sessions WHERE id = ?", (session_id,))
-        return None if row is None else int(row[0])
+        row = await self._one(
+            "SELECT owner, version, ttl, expires_at, meta FROM sessions WHERE id = ?", session_id
+        )
+        if row is None:
+            return None
+        owner, version, ttl, expires_at, meta = row
+        return Record(session_id, owner, version, ttl, expires_at, meta)
 
-    async def commit(self, record: Record, expected: int, kept: int) -> None:
+    async def commit(self, record: Record, expected: int, kept: int, reply: Reply | None) -> None:
         """See ``SessionStore``."""
 
         async def change(db: aiosqlite.Connection) -> None:
             changed = await db.execute(
-                "UPDATE sessions SET version = ?, expires_at = ?, meta = ?, head = ?, reply = ? "
+                "UPDATE sessions SET version = ?, expires_at = ?, meta = ?, head = ? "
                 "WHERE id = ? AND version = ? AND living",
                 (
                     record.version,
                     record.expires_at,
                     record.meta,
                     record.head,
-                    record.reply,
                     record.id,
                     expected,
                 ),
@@ -276,8 +244,9 @@ class SqliteStore(SessionStore):
                 await db.execute(
                     "INSERT INTO trunks VALUES (?, ?, ?)", (record.id, kept, record.trunk[kept:])
                 )
+            await _keep(db, reply)
 
-        await self._written(change)
+        await self._writer.write(change)
 
     async def touch(self, record: Record) -> None:
         """See ``SessionStore``."""
@@ -289,7 +258,18 @@ class SqliteStore(SessionStore):
                 (record.expires_at, record.meta, record.id, record.version),
             )
 
-        await self._written(change)
+        await self._writer.write(change)
+
+    async def prolong(self, session_id: str, expires_at: float) -> None:
+        """See ``SessionStore``."""
+
+        async def change(db: aiosqlite.Connection) -> None:
+            await db.execute(
+                "UPDATE sessions SET expires_at = max(expires_at, ?) WHERE id = ? AND living",
+                (expires_at, session_id),
+            )
+
+        await self._writer.write(change)
 
     async def delete(self, session_id: str, expected: int, reply: Reply | None) -> None:
         """See ``SessionStore``."""
@@ -301,19 +281,19 @@ class SqliteStore(SessionStore):
             )
             if gone.rowcount != 1:
                 raise Changed
+            self._writer.count -= 1
             await db.execute("DELETE FROM trunks WHERE session = ?", (session_id,))
-            if reply is not None:
-                await _keep(db, reply)
+            await db.execute("UPDATE replies SET living = 0 WHERE about = ?", (session_id,))
+            await _keep(db, reply)
 
-        await self._written(change)
-        self._living -= 1
+        await self._writer.write(change)
 
     async def page(self, owner: str, after: str, limit: int, now: float) -> list[Record]:
         """See ``SessionStore``."""
-        rows = await self._reader.execute_fetchall(
+        rows = await self._read(
             "SELECT id, version, ttl, expires_at, meta FROM sessions "
             "WHERE owner = ? AND id > ? AND living AND expires_at > ? ORDER BY id LIMIT ?",
-            (owner, after, now, limit),
+            *(owner, after, now, limit),
         )
         return [
             Record(session_id, owner, version, ttl, expires_at, meta)
@@ -322,114 +302,86 @@ class SqliteStore(SessionStore):
 
     async def sweep(self, now: float) -> None:
         """See ``SessionStore``."""
-        due = await _one(
-            self._reader,
+        due = await self._one(
             "SELECT EXISTS (SELECT 1 FROM sessions WHERE living AND expires_at <= ?1)"
             " OR EXISTS (SELECT 1 FROM sessions WHERE NOT living AND expires_at <= ?2)"
-            " OR EXISTS (SELECT 1 FROM replies WHERE expires_at <= ?1)",
-            (now, now - TOMBSTONE_SECONDS),
+            " OR EXISTS (SELECT 1 FROM replies WHERE NOT living AND expires_at <= ?1)",
+            *(now, now - TOMBSTONE_SECONDS),
         )
-        if due is None or not due[0]:
+        if not due[0]:
             return
 
-        async def change(db: aiosqlite.Connection) -> int:
-            await db.execute(
-                "DELETE FROM trunks WHERE session IN "
-                "(SELECT id FROM sessions WHERE living AND expires_at <= ?)",
-                (now,),
-            )
-            ended = await db.execute(
-                "UPDATE sessions SET living = 0, meta = x'', head = x'', reply = NULL "
+        async def change(db: aiosqlite.Connection) -> None:
+            ended = "(SELECT id FROM sessions WHERE living AND expires_at <= ?)"
+            await db.execute(f"DELETE FROM trunks WHERE session IN {ended}", (now,))
+            await db.execute(f"UPDATE replies SET living = 0 WHERE about IN {ended}", (now,))
+            emptied = await db.execute(
+                "UPDATE sessions SET living = 0, meta = x'', head = x'' "
                 "WHERE living AND expires_at <= ?",
                 (now,),
             )
+            self._writer.count -= emptied.rowcount
             await db.execute(
                 "DELETE FROM sessions WHERE NOT living AND expires_at <= ?",
                 (now - TOMBSTONE_SECONDS,),
             )
-            await db.execute("DELETE FROM replies WHERE expires_at <= ?", (now,))
-            return ended.rowcount
+            await db.execute("DELETE FROM replies WHERE NOT living AND expires_at <= ?", (now,))
 
-        self._living -= await self._written(change)
+        await self._writer.write(change)
 
     async def count(self, now: float) -> int:
         """See ``SessionStore``."""
-        row = await _one(
-            self._reader,
-            "SELECT count(*) FROM sessions WHERE living AND expires_at > ?",
-            (now,),
-        )
-        assert row is not None
+        row = await self._one("SELECT count(*) FROM sessions WHERE living AND expires_at > ?", now)
         return int(row[0])
 
-    # Group commit.
+    async def check(self) -> None:
+        """See ``SessionStore``."""
 
-    async def _written(self, change: Callable[[aiosqlite.Connection], Awaitable[T]]) -> T:
-        """The result of a change, when it is committed."""
-        wanted = _Wanted(change)
-        self._waiting.put_nowait(wanted)
-        result: T = await wanted.done
-        return result
+        async def change(db: aiosqlite.Connection) -> None:
+            await db.execute(f"PRAGMA user_version = {FORMAT}")
 
-    async def _write(self) -> None:
-        while True:
-            group = [await self._waiting.get()]
-            while not self._waiting.empty():
-                group.append(self._waiting.get_nowait())
-            try:
-                await self._commit_all(group)
-            finally:
-                for _ in group:
-                    self._waiting.task_done()
+        await self._writer.write(change)
+        await self._read("SELECT 1")
 
-    async def _commit_all(self, group: list[_Wanted]) -> None:
-        """One transaction for all; where that fails, one for each."""
+    # Reading.
+
+    async def _one(self, sql: str, *values: Any) -> Any:
+        """The first row, or None."""
+        return next(iter(await self._read(sql, *values)), None)
+
+    async def _read(self, sql: str, *values: Any) -> Iterable[Any]:
+        """All rows."""
+        async with asyncio.timeout(ANSWER_SECONDS), self._opening:
+            db = self._reader = self._reader or await self._connected()
         try:
-            outcomes = await self._transaction(group)
-        except sqlite3.Error as error:
-            if len(group) == 1:
-                full = error.sqlite_errorcode == sqlite3.SQLITE_FULL
-                return _fail(group[0], Full() if full else error)
-            for one in group:
-                await self._commit_all([one])
-            return None
-        for one, outcome in zip(group, outcomes, strict=True):
-            if isinstance(outcome, Changed):
-                _fail(one, outcome)
-            elif not one.done.done():
-                one.done.set_result(outcome)
-        return None
-
-    async def _transaction(self, group: list[_Wanted]) -> list[Any]:
-        outcomes: list[Any] = []
-        await self._db.execute("BEGIN IMMEDIATE")
-        try:
-            for one in group:
-                try:
-                    outcomes.append(await one.change(self._db))
-                except Changed as error:
-                    # It comes before a change has written anything.
-                    outcomes.append(error)
-            await self._db.execute("COMMIT")
-        except BaseException:
-            if self._db.in_transaction:
-                await self._db.execute("ROLLBACK")
+            async with asyncio.timeout(ANSWER_SECONDS):
+                return await db.execute_fetchall(sql, values)
+        except Exception:
+            # What failed once may go on failing on the same connection.
+            if self._reader is db:
+                self._reader = None
+            with contextlib.suppress(Exception):
+                await db.close()
             raise
-        return outcomes
 
 
-def _fail(wanted: _Wanted, error: Exception) -> None:
-    if not wanted.done.done():
-        wanted.done.set_exception(error)
-
-
-async def _one(db: aiosqlite.Connection, sql: str, values: tuple[Any, ...]) -> Any:
-    async with db.execute(sql, values) as cursor:
-        return await cursor.fetchone()
-
-
-async def _keep(db: aiosqlite.Connection, reply: Reply) -> None:
+async def _keep(db: aiosqlite.Connection, reply: Reply | None) -> None:
+    if reply is None:
+        return
     await db.execute(
-        "INSERT OR REPLACE INTO replies VALUES (?, ?, ?)",
-        (reply.name, reply.expires_at, reply.body),
+        "INSERT OR REPLACE INTO replies (name, about, living, expires_at, body) VALUES "
+        "(?1, ?2, EXISTS (SELECT 1 FROM sessions WHERE id = ?2 AND living), ?3, ?4)",
+        (reply.name, reply.about, reply.expires_at, reply.body),
     )
+    await db.execute(
+        "DELETE FROM replies WHERE rowid IN "
+        "(SELECT rowid FROM replies WHERE about = ? ORDER BY rowid DESC LIMIT -1 OFFSET ?)",
+        (reply.about, MOST_REPLIES),
+    )
+
+
+async def _kept(db: aiosqlite.Connection, reply: Reply, now: float) -> bytes | None:
+    """The body of the reply that there is by this name."""
+    for (body,) in await db.execute_fetchall(_REPLY, (reply.name, now)):
+        return bytes(body)
+    return None
