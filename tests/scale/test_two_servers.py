@@ -141,6 +141,31 @@ def test_a_session_lives_as_long_as_it_is_used_anywhere(https: list[httpx.Client
     assert [http.get(path).status_code for http in https] == [410, 410]
 
 
+def test_a_session_does_not_expire_in_use_anywhere(https: list[httpx.Client]) -> None:
+    """What works on one server is not ended by the other, and each call is made once by either."""
+    one, other = https
+    path = f"/v1/sessions/{post(one, '/v1/sessions', context='hello', ttl=2.0)['id']}"
+    one.post("/test/delay", params={"value": 0.15})
+    with ThreadPoolExecutor() as threads:
+        call = threads.submit(post, one, f"{path}/greedy", key="g", steps=64)
+        waiting = threads.submit(post, one, f"{path}/advance", key="a", bytes="b")
+        time.sleep(3)
+        assert not call.done(), "the call was too short to tell"
+        assert other.get(path).json()["version"] == 1
+        made, moved = call.result(), waiting.result()
+    assert (made["session"]["version"], moved["version"]) == (2, 3)
+    assert post(other, f"{path}/greedy", key="g", steps=64) == made
+    assert post(other, f"{path}/advance", key="a", bytes="b") == moved
+    body = {"calls": [{"id": path.split("/")[-1], "call": "advance", "body": {"bytes": "c"}}] * 2}
+    headers = {"Idempotency-Key": "batch"}
+    answers = [
+        http.post("/v1/sessions:batch", json=body, headers=headers).json()
+        for http in (one, other, one)
+    ]
+    assert answers[0] == answers[1] == answers[2]
+    assert other.get(path).json()["version"] == 5
+
+
 def test_sessions_of_a_killed_server_go_on_at_the_other(
     stubs: list[StubProcess], https: list[httpx.Client]
 ) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from tests.server.test_sessions import Session, code_of, events_of
 
-TTL = 1.0
+TTL = 2.0
 STAYS_DEAD = ("--again", "--set", "engine_restart_seconds=600")
 
 
@@ -27,7 +27,7 @@ def create(http: httpx.Client, **body: Any) -> Session:
     return Session(http, http.post("/v1/sessions", json={"context": "hello", **body}).json())
 
 
-def be_slow(http: httpx.Client, seconds: float = 0.1) -> None:
+def be_slow(http: httpx.Client, seconds: float = 0.15) -> None:
     http.post("/test/delay", params={"value": seconds})
 
 
@@ -64,6 +64,7 @@ def test_nor_under_calls_that_wait(http: httpx.Client) -> None:
     with ThreadPoolExecutor() as threads:
         first = threads.submit(busy, "greedy", steps=64)
         time.sleep(0.2)
+        assert (waiting.get()["version"], batched.get()["version"]) == (1, 1)
         later = [
             threads.submit(waiting, "greedy", steps=2),
             threads.submit(waiting, "greedy", steps=2),

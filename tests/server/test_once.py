@@ -98,13 +98,13 @@ def test_what_leaves_a_session_where_it_is_answers_as_before(create) -> None:
 @pytest.mark.parametrize("end", ["deleted", "expired"])
 @pytest.mark.parametrize("advance", [{}, {"advance": {"bytes": "b"}}])
 def test_a_fork_is_answered_after_its_parents_end(create, end: str, advance: Any) -> None:
-    session = create(context="hello", ttl=60 if end == "deleted" else 0.5)
+    session = create(context="hello", ttl=60 if end == "deleted" else 2)
     body = {**advance, "ttl": 60}
     first = session("fork", key="f", **body)
     if end == "deleted":
         session.http.delete(session.url)
     else:
-        time.sleep(0.6)
+        time.sleep(2.2)
     assert session("fork", key="f", **body) == first
     assert Session(session.http, first).get()["version"] == 1
     assert code_of(session.post("fork", key="g", **body), 404 if end == "deleted" else 410)

@@ -25,7 +25,7 @@ from bytelm_server.sessions import bodies
 from bytelm_server.sessions.calls import SessionCalls
 from bytelm_server.sessions.failures import NoSuchSession, StoreFull, VersionConflict
 from bytelm_server.sessions.service import Sessions
-from bytelm_server.stores import Full, Record, Reply
+from bytelm_server.stores import Full, Record, Reply, SessionStore
 from bytelm_server.stores.memory import MemoryStore
 
 MOST_PER_IDLE_SESSION = 64 * 1024
@@ -67,7 +67,7 @@ SMALL = ByteVocab.from_bytes(
 class Served:
     """Sessions over a model, as one caller uses them."""
 
-    def __init__(self, lm: StubLM, store: MemoryStore | None = None, **settings: Any) -> None:
+    def __init__(self, lm: StubLM, store: SessionStore | None = None, **settings: Any) -> None:
         self.lm = lm
         self.settings = ServerSettings(**settings)
         self.store = store or MemoryStore(self.settings.max_sessions)

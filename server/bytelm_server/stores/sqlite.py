@@ -107,7 +107,7 @@ class SqliteStore(SessionStore):
                 prepare(db)
                 (count,) = db.execute("SELECT count(*) FROM sessions WHERE living").fetchone()
                 self._writer.count = int(count)
-        except (sqlite3.Error, OSError) as error:
+        except (sqlite3.Error, OSError, ValueError) as error:
             self._release()
             raise StoreError(
                 f"sessions cannot be kept in {self.path}: {error}; give another file with "

@@ -149,9 +149,9 @@ class SqliteWriter:
                     outcomes.append(error)
             try:
                 await db.execute("COMMIT")
-            except sqlite3.Error:
-                raise  # it was not
             except Exception as error:
+                if isinstance(error, sqlite3.Error) or db.in_transaction:
+                    raise  # it was not
                 raise InDoubt("a transaction was interrupted") from error
         except BaseException:
             self.count = count
