@@ -135,6 +135,30 @@ class ServerSettings(BaseSettings):
     body_seconds: float = Field(
         60.0, gt=0, description="How long a request body may take to arrive; then 408."
     )
+    max_header_bytes: int = Field(
+        32 << 10, ge=1 << 10, description="A request's headers, in bytes; then 431."
+    )
+    header_seconds: float = Field(
+        20.0, gt=0, description="How long a request's headers may take to arrive; then 408."
+    )
+    unread_seconds: float = Field(
+        30.0,
+        gt=0,
+        description="How long a client may leave an answer, or a stream, unread that waits for "
+        "it; then the connection ends.",
+    )
+    keep_alive_seconds: int = Field(
+        75,
+        ge=1,
+        description="How long a connection is kept without a call: longer than clients and "
+        "proxies keep theirs, so that none is sent into a connection that ends.",
+    )
+    max_connections: int = Field(
+        4096,
+        ge=1,
+        description="Connections at a time; one more ends the one that has been without a call "
+        "for the longest time, or is answered with 503.",
+    )
     concurrency: int = Field(
         128, ge=1, description="Texts of one call that are worked on at a time; the others wait."
     )

@@ -64,6 +64,14 @@ class Metrics:
         self.bytes_out = Counter(
             "bytelm_bytes_out", "Bytes that were generated.", registry=self.registry
         )
+        self.connections = Gauge("bytelm_connections", "Open connections.", registry=self.registry)
+        self.connections_ended = Counter(
+            "bytelm_connections_ended",
+            "Connections that were ended, because of their headers, their body, an answer that "
+            "was not read, or for want of room.",
+            ["why"],
+            registry=self.registry,
+        )
         self.sessions = Gauge("bytelm_sessions", "Sessions that are kept.", registry=self.registry)
         self.sessions_in_memory = Gauge(
             "bytelm_sessions_in_memory",

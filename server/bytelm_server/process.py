@@ -22,12 +22,10 @@ from bytelm.errors import InputError
 from bytelm.settings import ServerSettings
 from bytelm_server import logs
 from bytelm_server.backend import Backend
+from bytelm_server.connections import Connection, Connections
 from bytelm_server.keys import Keys
 from bytelm_server.service import ByteService
 
-KEEP_ALIVE_SECONDS = 75
-"""Seconds that an idle connection is kept: longer than clients and proxies do, so that no call is
-sent into a connection that the server closes at that moment."""
 LAST_ANSWERS_SECONDS = 1
 """Seconds that the last answers have to get to their clients."""
 LONGEST_END = 4.0
@@ -88,8 +86,11 @@ def url_of(sock: socket.socket) -> str:
 class _Server(uvicorn.Server):
     """Uvicorn, stopped by signals through the event loop, and for certain."""
 
-    def __init__(self, config: uvicorn.Config, backend: Backend, grace: float) -> None:
+    def __init__(
+        self, config: uvicorn.Config, backend: Backend, grace: float, connections: Connections
+    ) -> None:
         super().__init__(config)
+        self.server_state = self._connections = connections
         self.backend = backend
         self.grace = grace
         self._ending: asyncio.Task[None] | None = None
@@ -106,6 +107,12 @@ class _Server(uvicorn.Server):
         finally:
             for number in (signal.SIGINT, signal.SIGTERM):
                 loop.remove_signal_handler(number)
+
+    async def on_tick(self, counter: int) -> bool:
+        """What is done ten times a second."""
+        if counter % 10 == 0:
+            self._connections.look()
+        return await super().on_tick(counter)
 
     def stop(self, number: signal.Signals) -> None:
         """End in order; at once when asked twice, or when that takes too long."""
@@ -167,10 +174,13 @@ def serve(
         app,
         log_config=None,
         access_log=False,
-        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        http=Connection,
+        ws="none",
+        timeout_keep_alive=settings.keep_alive_seconds,
         timeout_graceful_shutdown=LAST_ANSWERS_SECONDS,
     )
-    server = _Server(config, backend, settings.shutdown_grace)
+    connections = Connections(settings, app.state.metrics)
+    server = _Server(config, backend, settings.shutdown_grace, connections)
 
     async def run() -> None:
         serving = asyncio.create_task(server.serve([sock]))

@@ -12,7 +12,6 @@ import yaml  # type: ignore[import-untyped]
 from bytelm.settings import EngineSettings, ServerSettings
 from bytelm.vllm.slots import SlotsAddress
 from bytelm_server.on_ray.proxy import middlewares
-from bytelm_server.process import KEEP_ALIVE_SECONDS
 
 TOP = Path(__file__).parents[2]
 DOCKER = TOP / "docker"
@@ -158,7 +157,7 @@ def test_ray_leaves_limits_and_time_to_the_server(on_ray: dict[str, Any]) -> Non
     settings = ServerSettings(keys_file=None)
     assert deployment["max_ongoing_requests"] >= settings.max_running_calls
     assert "request_timeout_s" not in on_ray["http_options"]
-    assert on_ray["http_options"]["keep_alive_timeout_s"] == KEEP_ALIVE_SECONDS
+    assert on_ray["http_options"]["keep_alive_timeout_s"] == settings.keep_alive_seconds
 
 
 def test_ray_finds_sessions_by_what_its_proxies_are_told_to_mark(on_ray: dict[str, Any]) -> None:
