@@ -14,6 +14,7 @@ from functools import cached_property
 from typing import NamedTuple, Protocol
 
 from bytelm.errors import VocabError
+from bytelm.pipeline import Pipeline
 
 _UNDECODABLE = re.compile("([\udc80-\udcff]+)")
 
@@ -38,6 +39,9 @@ class TextTokenizer(Protocol):
 
     def spans(self, text: str) -> list[Span]:
         """The same ids with their places in `text`, in order; bytes of one character share it."""
+
+    def pipeline(self) -> Pipeline:
+        """How the ids are made. VocabError where that is not known exactly."""
 
 
 class LongestMatch:
@@ -100,18 +104,18 @@ class CanonicalEncoder:
 
     def __init__(self, token_bytes: tuple[bytes, ...], tokenizer: TextTokenizer | None) -> None:
         self._token_bytes = token_bytes
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
 
     def encode(self, data: bytes) -> list[int]:
         """Ids whose bytes concatenate to `data`. VocabError where no token covers a byte."""
-        if self._tokenizer is None:
-            return self._longest_match.encode(data)
+        if self.tokenizer is None:
+            return self.longest_match.encode(data)
         try:
             text = data.decode()
         except UnicodeDecodeError:
-            ids = self._encode_broken(data, self._tokenizer)
+            ids = self._encode_broken(data, self.tokenizer)
         else:
-            ids = self._encode_text(text, data, 0, self._tokenizer)
+            ids = self._encode_text(text, data, 0, self.tokenizer)
         if self._spelled(ids) != data:
             raise AssertionError(f"tokens {ids} do not spell {data!r}")
         return ids
@@ -123,7 +127,7 @@ class CanonicalEncoder:
         for place, run in enumerate(runs):
             raw = run.encode(errors="surrogateescape")
             if place % 2:
-                ids += self._longest_match.encode(raw, at)
+                ids += self.longest_match.encode(raw, at)
             else:
                 ids += self._encode_text(run, raw, at, tokenizer)
             at += len(raw)
@@ -148,12 +152,12 @@ class CanonicalEncoder:
                 continue
             if start > done:
                 missing = text[done:start].encode()
-                ids += self._longest_match.encode(missing, offset)
+                ids += self.longest_match.encode(missing, offset)
                 offset += len(missing)
             ids += group
             offset += len(given)
             done = end
-        return ids + self._longest_match.encode(text[done:].encode(), offset)
+        return ids + self.longest_match.encode(text[done:].encode(), offset)
 
     def _spelled(self, ids: list[int]) -> bytes | None:
         """The ids' bytes; None when one of them is beyond the model's vocabulary."""
@@ -163,7 +167,8 @@ class CanonicalEncoder:
         return b"".join([token_bytes[token_id] for token_id in ids])
 
     @cached_property
-    def _longest_match(self) -> LongestMatch:
+    def longest_match(self) -> LongestMatch:
+        """What spells the places that the tokenizer does not."""
         return LongestMatch(self._token_bytes)
 
 

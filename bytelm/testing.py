@@ -9,15 +9,20 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import math
+import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bytelm.byte_lm import StatefulByteLM
+from bytelm.canonical import CanonicalEncoder, Span
 from bytelm.errors import ContextTooLong
 from bytelm.logprobs import EOS, EOT
+from bytelm.pipeline import Pipeline, byte_pair_merge
+from bytelm.split_stages import Stage
 from bytelm.token_lm import Chunk, Usage
 from bytelm.vocab import ByteVocab
 
@@ -287,3 +292,63 @@ def _assert_close(have: NDArray[np.float64], want: NDArray[np.float64], tol: flo
     )
     worst = np.max(np.abs(have[finite] - want[finite]), initial=0.0)
     assert worst <= tol, f"differ by {worst}"
+
+
+class MergingToy:
+    """A byte-pair tokenizer of a few tokens: the first of them are merged first.
+
+    Args:
+        token_bytes: the tokens, each byte of theirs among them; b"" for special ids.
+        pattern: splits text into pieces; None leaves it whole.
+        whole_pieces: whether a piece that is a token becomes it, whatever merges say.
+    """
+
+    def __init__(
+        self, token_bytes: Sequence[bytes], pattern: str | None = None, whole_pieces: bool = False
+    ) -> None:
+        self._ranks = {data: i for i, data in reversed(list(enumerate(token_bytes))) if data}
+        self._bytes = list(token_bytes)
+        self._pattern = pattern
+        self._whole = self._ranks if whole_pieces else None
+
+    def ids(self, text: str) -> list[int]:
+        """The token ids of ``text``."""
+        ids: list[int] = []
+        for piece in re.findall(self._pattern, text) if self._pattern else [text]:
+            data = piece.encode()
+            if self._whole and data in self._whole:
+                ids.append(self._whole[data])
+            else:
+                ids += byte_pair_merge(data, self._ranks)
+        return ids
+
+    def spans(self, text: str) -> list[Span]:
+        """Nothing: what cannot be spelled is left to the vocabulary's longest match."""
+        return []
+
+    def pipeline(self) -> Pipeline:
+        """How the ids are made."""
+
+        def matched(charset: str, text: str) -> list[str]:
+            return re.findall(charset, text)
+
+        def merge(ids: Sequence[int]) -> list[int]:
+            return byte_pair_merge(b"".join([self._bytes[i] for i in ids]), self._ranks)
+
+        stage = Stage.uncut()
+        if self._pattern:
+            stage = Stage.of_pattern(self._pattern, matched, gaps=False, possessive_braces=True)
+        return Pipeline((stage,), merge, len(self._bytes) - 1, self._whole)
+
+
+def merging_vocab(
+    token_bytes: Sequence[bytes],
+    pattern: str | None = None,
+    *,
+    whole_pieces: bool = False,
+    eos_token_ids: Sequence[int] = (),
+) -> ByteVocab:
+    """A vocabulary whose canonical tokenizations are those of a ``MergingToy``."""
+    plain = ByteVocab.from_bytes(token_bytes, eos_token_ids=eos_token_ids)
+    toy = MergingToy(plain.token_bytes, pattern, whole_pieces)
+    return replace(plain, encoder=CanonicalEncoder(plain.token_bytes, toy))

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from bytelm.canonical import Span
 from bytelm.errors import VocabError
+from bytelm.families import pipelines
 from bytelm.families.table import TokenTable
+from bytelm.pipeline import Pipeline
 
 if TYPE_CHECKING:
     from tokenizers import AddedToken, Tokenizer
@@ -76,7 +78,8 @@ class MidTextTokenizer:
         from tokenizers import AddedToken, Tokenizer
 
         changes = {part: _faithful(layout[part]) for part in ("normalizer", "pre_tokenizer")}
-        plain = Tokenizer.from_str(json.dumps(layout | changes))
+        self._layout = layout | changes
+        plain = Tokenizer.from_str(json.dumps(self._layout))
         plain.model = _plain_model(tokenizer.model)
         model_vocab = tokenizer.get_vocab(False)
         # A token that the model does not know is numbered from the vocabulary's length on, which
@@ -100,6 +103,9 @@ class MidTextTokenizer:
             ]
         )
         self._plain = plain
+        self._token_bytes = token_bytes
+        self._literals = dict(texts)
+        self._added = [added[token_id] for token_id, _ in texts]
         self._original = {
             plain_id: token_id
             for token_id, text in texts
@@ -122,6 +128,12 @@ class MidTextTokenizer:
             Span(self._original.get(token_id, token_id), start, end)
             for token_id, (start, end) in zip(encoding.ids, encoding.offsets, strict=True)
         ]
+
+    def pipeline(self) -> Pipeline:
+        """How the ids are made."""
+        return pipelines.of_fast(
+            self._plain, self._layout, self._added, self._literals, self._token_bytes
+        )
 
 
 def _layout(tokenizer: "Tokenizer") -> dict[str, Any]:

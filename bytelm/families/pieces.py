@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from bytelm.canonical import Span
 from bytelm.errors import VocabError
+from bytelm.families import pipelines
 from bytelm.families.table import TokenTable
+from bytelm.pipeline import Pipeline
 
 if TYPE_CHECKING:
     from sentencepiece import SentencePieceProcessor
@@ -42,13 +44,9 @@ def read(
 
     Control and unknown pieces are special, user-defined ones are text.
     """
-    from sentencepiece import sentencepiece_model_pb2
-
     added = added or {}
-    messages: Any = sentencepiece_model_pb2  # its messages are made when it is imported
-    model = messages.ModelProto()
-    model.ParseFromString(processor.serialized_model_proto())
-    kinds = messages.ModelProto.SentencePiece
+    model = _model(processor.serialized_model_proto())
+    kinds = type(model).SentencePiece
     token_bytes: dict[int, bytes] = {}
     token_text = {token_id: piece.piece for token_id, piece in enumerate(model.pieces)}
     special: set[int] = set()
@@ -93,6 +91,15 @@ def read(
     )
 
 
+def _model(serialized: bytes) -> Any:
+    from sentencepiece import sentencepiece_model_pb2
+
+    messages: Any = sentencepiece_model_pb2  # its messages are made when it is imported
+    model = messages.ModelProto()
+    model.ParseFromString(serialized)
+    return model
+
+
 class PieceTokenizer:
     """A SentencePiece model that adds no prefix and keeps all spaces, between the `added` texts."""
 
@@ -100,6 +107,7 @@ class PieceTokenizer:
         from sentencepiece import SentencePieceProcessor
 
         self._processor = SentencePieceProcessor(model_proto=serialized)
+        self._serialized = serialized
         self._added = added
         names = map(re.escape, sorted(added, key=len, reverse=True))
         self._split = re.compile(f"({'|'.join(names)})") if added else None
@@ -129,6 +137,10 @@ class PieceTokenizer:
                 spans += [Span(token_id, at + a, at + b) for token_id, (a, b) in places]
             at += len(part)
         return spans
+
+    def pipeline(self) -> Pipeline:
+        """How the ids are made."""
+        return pipelines.of_sentencepiece(_model(self._serialized), self._processor, self._added)
 
     def _parts(self, text: str) -> list[str]:
         """Text and added tokens in turn."""

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 
 from bytelm.canonical import Span
 from bytelm.errors import VocabError
+from bytelm.families import pipelines
 from bytelm.families.table import TokenTable
+from bytelm.pipeline import Pipeline
 
 if TYPE_CHECKING:
     import tiktoken
@@ -33,7 +35,9 @@ def read_tiktoken(encoding: "tiktoken.Encoding") -> TokenTable:
         special_ids=special,
         added_ids=set(special),
         prefix=b"",
-        tokenizer=RankTokenizer(encoding.encode_ordinary),
+        tokenizer=RankTokenizer(
+            encoding.encode_ordinary, lambda: pipelines.of_ranks(encoding, token_bytes, 0)
+        ),
         eos_token_ids=tuple(special_ids[text] for text in ends),
     )
 
@@ -83,7 +87,10 @@ def read_tekken(tokenizer: "Tekkenizer") -> TokenTable:
         special_ids=special,
         added_ids=set(special),
         prefix=b"",
-        tokenizer=RankTokenizer(lambda text: tokenizer.encode(text, bos=False, eos=False)),
+        tokenizer=RankTokenizer(
+            lambda text: tokenizer.encode(text, bos=False, eos=False),
+            lambda: pipelines.of_ranks(tokenizer._model, token_bytes, tokenizer.num_special_tokens),
+        ),
         eos_token_ids=(tokenizer.eos_id,),
         bos_token_id=tokenizer.bos_id,
     )
@@ -92,8 +99,11 @@ def read_tekken(tokenizer: "Tekkenizer") -> TokenTable:
 class RankTokenizer:
     """A tokenizer that spells every text exactly, by its function from text to ids."""
 
-    def __init__(self, encode: Callable[[str], list[int]]) -> None:
+    def __init__(
+        self, encode: Callable[[str], list[int]], pipeline: Callable[[], Pipeline]
+    ) -> None:
         self._encode = encode
+        self._pipeline = pipeline
 
     def ids(self, text: str) -> list[int]:
         """The token ids of `text`."""
@@ -102,3 +112,7 @@ class RankTokenizer:
     def spans(self, text: str) -> list[Span]:
         """No places: asked for only when the model lacks some of the tokens."""
         return []
+
+    def pipeline(self) -> Pipeline:
+        """How the ids are made."""
+        return self._pipeline()
