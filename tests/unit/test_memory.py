@@ -56,3 +56,25 @@ def test_memory_that_is_not_needed_again_can_be_given_back():
     kept, left = map(int, done.stdout.split())
     assert kept > 380 * 200_000
     assert left < 60 * 200_000
+
+
+REGULARLY = """
+import time
+import numpy as np
+import psutil
+from bytelm.memory import give_back_regularly, keep_freed
+
+keep_freed()
+process = psutil.Process()
+before = process.memory_info().rss
+rows = [np.ones(50_000, np.float32) for _ in range(400)]
+between = rows[::20]
+del rows
+give_back_regularly(0.05)
+while process.memory_info().rss - before > 60 * 200_000:
+    time.sleep(0.05)
+"""
+
+
+def test_a_process_gives_memory_back_by_itself():
+    subprocess.run([sys.executable, "-c", REGULARLY], check=True, timeout=120)
