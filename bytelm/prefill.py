@@ -34,6 +34,8 @@ MOST_BYTES, MOST_TOKENS = 48, 16
 
 LONG = 4096
 """Bytes of a text whose tokens are not all counted where some are enough."""
+JOINED = 16
+"""Tokens that a text may have less behind another one than by itself, amply."""
 USUAL = 6
 """More bytes than the tokens of ordinary texts have."""
 

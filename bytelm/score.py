@@ -39,6 +39,13 @@ class Score:
         return math.fsum(self.logprobs) + (self.eos or 0.0)
 
     @property
+    def impossible_at(self) -> int | None:
+        """The first byte of probability 0, or, with EOS alone impossible, their number; or None."""
+        if len(self.logprobs) and self.logprobs[-1] == -math.inf:
+            return int(np.isneginf(self.logprobs).argmax())
+        return len(self.logprobs) if self.eos == -math.inf else None
+
+    @property
     def bits_per_byte(self) -> float:
         """The mean of the bytes' log-probabilities in bits, negated; 0 of no bytes, EOS aside."""
         if not len(self.logprobs):

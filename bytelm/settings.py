@@ -193,7 +193,9 @@ class ServerSettings(BaseSettings):
         "a session's advance.",
     )
     max_row_values: int = Field(
-        1 << 20, ge=1, description="The most log-probabilities in one JSON answer."
+        1 << 18,
+        ge=1,
+        description="The most log-probabilities in one JSON answer, or tokens of candidates.",
     )
 
     session_store: str = Field(

@@ -86,6 +86,11 @@ class ByteVocab:
         """The bytes of a token, or of its name if it is no text."""
         return self.token_bytes[token_id] or self.token_text[token_id].encode(errors="replace")
 
+    @cached_property
+    def alphabet(self) -> frozenset[int]:
+        """The bytes that some token has."""
+        return frozenset(set().union(*self.token_bytes))
+
     def fingerprint(self) -> str:
         """SHA-256 (hex) over what bytes are read by: token bytes, EOS, BOS, special ids, prefix."""
         return self._fingerprint

@@ -33,7 +33,7 @@ from bytelm.genlm import BackendLM, as_token_lm
 from bytelm.genlm_states import GenlmState, genlm_states
 from bytelm.healing import Reading, heal
 from bytelm.logprobs import EOS, Chart, LazyByteProbs, check_symbol, checked_bytes, escape
-from bytelm.prefill import TAIL, Trunk, TrunkFinder
+from bytelm.prefill import JOINED, TAIL, Trunk, TrunkFinder
 from bytelm.read_ahead import Ahead
 from bytelm.rows import Row, RowSource
 from bytelm.stand_in import START, can_follow
@@ -48,9 +48,6 @@ SHORT = 32
 """Up to so many bytes added to a text are walked even by a fast prefill."""
 AHEAD = 64
 """How many evaluations a fast prefill submits at once at most; each holds a row of memory."""
-JOINED = 16
-"""Tokens that a text may have less behind a state than by itself, amply."""
-
 RECENT = 64
 """So many bytes tell which can follow, where not every byte of a token is one."""
 

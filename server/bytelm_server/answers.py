@@ -128,6 +128,9 @@ class Score(TypedDict):
     bits_per_byte: Annotated[float | None, Field(description="EOS aside; infinity is null.")]
     logprobs: NotRequired[Annotated[list[LogProb], Field(description="With `per_byte`.")]]
     eos: NotRequired[Annotated[float | None, Field(description="With `eos`: its part.")]]
+    reason: NotRequired[
+        Annotated[str, Field(description="Where the log-probability is null: which byte and why.")]
+    ]
 
 
 Result = TypeVar("Result")

@@ -84,6 +84,16 @@ class Limits:
                 "contexts",
             )
 
+    def check_values(self, values: int, param: str) -> None:
+        """How many log-probabilities or tokens an answer in JSON may have."""
+        most = self.settings.max_row_values
+        if values > most:
+            raise LimitExceeded(
+                f"one answer has at most {most} log-probabilities, or tokens of candidates, not "
+                f"{values}: ask for less at a time",
+                param,
+            )
+
     def check_walk(self, length: int) -> None:
         """How many bytes may be followed one by one."""
         most = self.settings.max_walked_bytes

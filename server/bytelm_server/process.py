@@ -9,6 +9,7 @@ process at once; the engine's processes end with it.
 import asyncio
 import contextlib
 import errno
+import gc
 import os
 import signal
 import socket
@@ -188,6 +189,9 @@ def serve(
         await asyncio.wait({serving, starting}, return_when=asyncio.FIRST_COMPLETED)
         try:
             if starting.done() and server.stopped_by is None:
+                # What is there to stay is not searched for garbage again and again.
+                gc.collect()
+                gc.freeze()
                 on_ready(starting.result())
         except BaseException:
             server.should_exit = True

@@ -211,7 +211,12 @@ class Drawing(Generation):
         None, ge=0, le=1, description="Keep those at least this times as probable as the best."
     )
     seed: int | None = Field(
-        None, ge=0, lt=2**64, description="The same seed draws the same bytes; null draws anew."
+        None,
+        ge=0,
+        lt=2**64,
+        description="The same seed draws the same bytes, up to rounding: what an engine computes "
+        "at the same time for others shows in the last digits, and once in a while that decides; "
+        "null draws anew.",
     )
     n: int = Field(1, ge=1, description="How many samples of each context.")
     method: Literal["auto", "token", "byte"] = Field(

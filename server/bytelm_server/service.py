@@ -16,15 +16,17 @@ from pydantic import ValidationError
 from bytelm.beam import BeamParams, ByteBeamState
 from bytelm.context import ChatTemplate, begin
 from bytelm.draws import Draw
-from bytelm.errors import BeamError, InputError, MethodError
+from bytelm.errors import BeamError, ContextTooLong, InputError, MethodError, VocabError
 from bytelm.generation import Generated, Piece, collect, generate
 from bytelm.logprobs import EOS, LazyByteProbs
+from bytelm.prefill import JOINED, TrunkFinder
 from bytelm.rows import RowSource
 from bytelm.score import Score, score, score_all
 from bytelm.settings import ServerSettings
 from bytelm.token_lm import AsyncTokenLM
 from bytelm.token_sampling import by_tokens, sample
 from bytelm.trie import TokenTrie
+from bytelm.vocab import ByteVocab
 from bytelm_server import answers, pace, requests
 from bytelm_server.contexts import BytesIn, ContextIn
 from bytelm_server.counting import CountingLM, counting, usage_of
@@ -233,26 +235,54 @@ class ByteService:
         texts = [c.data if isinstance(c, BytesIn) else None for c in call.continuations]
         good = [text for text in texts if text is not None]
         self.limits.check_scoring([len(text) for text in good])
+        if call.per_byte:
+            self.limits.check_values(sum(map(len, good)), "per_byte")
         run = await self._run(call, cache_salt)
-        state = await run.begun(call.context, "context")
-        run.lm.bytes_in += sum(map(len, good))
-        try:
-            scores: list[Score | InputError] = [*await self._scored(state, good, call.eos)]
-        except InputError:
-            # Something is wrong with one of them: each for itself, the others get their scores.
-            scores = await concurrently(run.scored(state, text, call.eos) for text in good)
+        scores = await self._scored(run, call, good)
         found = iter(scores)
         results: list[answers.Score | answers.ItemError] = []
         for index, item in enumerate(call.continuations):
             outcome = item if isinstance(item, ValidationError) else next(found)
             if isinstance(outcome, Score):
-                results.append(_score(outcome, call))
+                results.append(_score(outcome, call, texts[index] or b"", self.lm.vocab))
             else:
                 results.append(await run.failed(index, outcome, f"continuations[{index}]"))
         return run.answer(results)
 
-    async def _scored(self, state: ByteBeamState, texts: Sequence[bytes], eos: bool) -> list[Score]:
-        return await score_all(state, texts, eos=eos, concurrency=self.settings.concurrency)
+    async def _scored(
+        self, run: "_Run", call: requests.ScoreCall, texts: Sequence[bytes]
+    ) -> list[Score | InputError]:
+        """The scores of continuations, or what is wrong with each."""
+        finder, most = TrunkFinder.of(self.lm.vocab), self.lm.max_context_tokens
+        outcomes: dict[int, Score | InputError] = {}
+
+        async def refuse(check: Callable[[bytes], Coroutine[Any, Any, None]]) -> None:
+            for i, text in enumerate(texts):
+                if i not in outcomes:
+                    try:
+                        await check(text)
+                    except ContextTooLong as error:
+                        outcomes[i] = error
+                    except VocabError:
+                        pass  # a byte that cannot be spelled has no probability, that is all
+
+        # Before anything is evaluated: what does not even fit by itself.
+        await refuse(lambda text: finder.check_fits(-JOINED, text, most))
+        if len(outcomes) < len(texts) or not texts:
+            state = await run.begun(call.context, "context")
+            run.lm.bytes_in += sum(map(len, texts))
+            await refuse(state.check_room)
+            left = [i for i in range(len(texts)) if i not in outcomes]
+            good = [texts[i] for i in left]
+            most_at_once = self.settings.concurrency
+            scored: Sequence[Score | InputError]
+            try:
+                scored = await score_all(state, good, eos=call.eos, concurrency=most_at_once)
+            except InputError:
+                # Something is wrong with one of them: each for itself, the others get their scores.
+                scored = await concurrently(run.scored(state, text, call.eos) for text in good)
+            outcomes.update(zip(left, scored, strict=True))
+        return [outcomes[i] for i in range(len(texts))]
 
     async def _for_each_context(
         self, run: "_Run", call: requests.ContextCall, work: Work, n: int | None = None
@@ -437,10 +467,25 @@ def _continuation(made: Generated[Any]) -> answers.Continuation:
     )
 
 
-def _score(scored: Score, call: requests.ScoreCall) -> answers.Score:
+def _score(scored: Score, call: requests.ScoreCall, text: bytes, vocab: ByteVocab) -> answers.Score:
     result = answers.Score(logprob=scored.logprob, bits_per_byte=scored.bits_per_byte)
     if call.per_byte:
         result["logprobs"] = scored.logprobs.tolist()
     if scored.eos is not None:
         result["eos"] = scored.eos
+    if (at := scored.impossible_at) is not None:
+        result["reason"] = _why_impossible(text, at, vocab)
     return result
+
+
+def _why_impossible(text: bytes, at: int, vocab: ByteVocab) -> str:
+    """Why the byte at a place has no probability, or, behind the last one, EOS."""
+    if at == len(text):
+        return "the text cannot end there"
+    byte = f"byte {at} (0x{text[at]:02X})"
+    if text[at] not in vocab.alphabet:
+        return f"{byte} is in no token of the vocabulary: the model cannot spell it"
+    return (
+        f"{byte} has no probability after what comes before it: raise beam.K or lower "
+        "beam.prune_threshold"
+    )

@@ -1,10 +1,13 @@
 """HTTP to the calls of sessions and back, and to rows of tokens; nothing else."""
 
-from collections.abc import AsyncIterator
+import math
+from collections.abc import AsyncIterator, Sequence
 from typing import Annotated, Any
 
 import numpy as np
 from fastapi import APIRouter, Body, Depends, Header, Query, Request, Response
+from fastapi.responses import StreamingResponse
+from numpy.typing import NDArray
 
 from bytelm_server import session_examples as examples
 from bytelm_server.documented import FAILURES, Responses, with_stream
@@ -72,10 +75,18 @@ def _wants_octets(request: Request) -> bool:
     return OCTETS in request.headers.get("accept", "")
 
 
-def _octets(rows: Any) -> Response:
-    data = np.asarray(rows, "<f4")
-    shape = ",".join(map(str, data.shape))
-    return Response(data.tobytes(), media_type=OCTETS, headers={"X-Shape": shape})
+def _octets(rows: Sequence[NDArray[np.float32]], shape: Sequence[int]) -> Response:
+    """Rows as bytes, written one after another: all together may be a hundred megabytes."""
+
+    async def data() -> AsyncIterator[bytes]:
+        for row in rows:
+            yield row.astype("<f4", copy=False).tobytes()
+
+    headers = {
+        "X-Shape": ",".join(map(str, shape)),
+        "Content-Length": str(4 * math.prod(shape)),
+    }
+    return StreamingResponse(data(), media_type=OCTETS, headers=headers)
 
 
 @router.post(
@@ -107,7 +118,8 @@ async def token_logprobs(
         raise FieldError(f"give top, or ask for whole rows with accept: {OCTETS}", "top")
     rows = TokenRows(service, work.caller.cache_salt)
     if call.top is None:
-        return _octets(await work.result(rows.rows(call.contexts)))
+        found = await work.result(rows.rows(call.contexts))
+        return _octets(found, [len(found), len(found[0])])
     service.limits.check_rows(len(call.contexts), call.top)
     return JsonResponse(await work.result(rows.answer(call.contexts, call.top)))
 
@@ -287,7 +299,8 @@ async def next_symbol(
     Token sessions need `top`, or `Accept: application/octet-stream` for the whole row.
     """
     if top is None and not prune and _wants_octets(request):
-        return _octets(await work.result(calls.row(session_id)))
+        row = await work.result(calls.row(session_id))
+        return _octets([row], row.shape)
     call = bodies.NextCall(top=top, prune=prune)
     return JsonResponse(await work.result(calls.next(session_id, call)))
 

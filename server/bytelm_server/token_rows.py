@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from bytelm.errors import ContextTooLong, InputError
 from bytelm.token_lm import AsyncTokenLM
 from bytelm.vocab import ByteVocab
+from bytelm_server import pace
 from bytelm_server.counting import CountingLM, counting, usage_of
 from bytelm_server.errors import FieldError, detail_of
 from bytelm_server.service import ByteService, concurrently
@@ -58,7 +59,9 @@ class TokenRows:
         async def one(context: Sequence[int], index: int) -> dict[str, Any]:
             try:
                 self._check(context, f"contexts[{index}]")
-                return top_tokens(await self.lm.next_token_logprobs(context), top)
+                row = await self.lm.next_token_logprobs(context)
+                await pace.turn()
+                return top_tokens(row, top)
             except InputError as error:
                 return {"index": index, "error": detail_of(error, f"contexts[{index}]")}
 

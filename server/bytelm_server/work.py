@@ -10,6 +10,7 @@ from typing import Annotated, Any, Self, TypeVar
 
 from fastapi import Depends, Request
 
+from bytelm_server import pace
 from bytelm_server.admission import Turn
 from bytelm_server.backend import Backend
 from bytelm_server.callers import Caller, Calling
@@ -56,9 +57,11 @@ class Work:
             ClientGone: the client closed the connection; the work was cancelled.
         """
         try:
-            return await self._in_time(while_connected(self._request, self._in_turn(work)))
+            result = await self._in_time(while_connected(self._request, self._in_turn(work)))
         finally:
             work.close()  # if it never began
+        await pace.turn()  # what follows is that it is written down
+        return result
 
     async def stream(self, events: Events) -> EventStream:
         """The answer that carries events as they come.

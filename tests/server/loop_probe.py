@@ -8,8 +8,8 @@ import http.client
 import sys
 import time
 
-PAUSE = 0.02
-WORK = 0.004
+PAUSE = 0.03
+WORK = 0.01
 """Seconds of CPU time."""
 
 

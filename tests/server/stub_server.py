@@ -76,6 +76,16 @@ class SteeredLM(StubLM):
         return await super().next_token_logprobs(token_ids)
 
 
+class LettersLM(SteeredLM):
+    """One whose vocabulary spells printable ASCII only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        tokens = [*(bytes([b]) for b in range(32, 127)), b"<|im_start|>", b"<|im_end|>"]
+        vocab = ByteVocab.from_bytes(tokens, eos_token_ids=[96], bos_token_id=95)
+        StubLM.__init__(self, vocab, seed=5, max_context_tokens=200)
+
+
 class MeteredLM(SteeredLM):
     """One that also sees whose cache it is asked to use."""
 
@@ -108,6 +118,8 @@ class MeteredLM(SteeredLM):
 def main() -> None:
     faulthandler.register(signal.SIGUSR1)
     lm = MeteredLM() if "--metered" in sys.argv else SteeredLM()
+    if "--letters" in sys.argv:
+        lm = LettersLM()
     if "--no-template" in sys.argv:
         lm.chat_template = ChatTemplate(None)
     if "--other" in sys.argv:

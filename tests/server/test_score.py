@@ -48,6 +48,25 @@ def test_the_impossible_is_null(results: Any) -> None:
     assert [(r["logprob"], r["bits_per_byte"]) for r in found] == [(None, None)] * 2
 
 
+def test_an_impossible_score_has_its_reason(results: Any) -> None:
+    beam = {"K": 1, "prune_threshold": 0.9}
+    body = {"context": "hheth", "continuations": ["i", "ing"], "beam": beam, "prefill": "exact"}
+    for result in results("/v1/score", **body):
+        assert result["reason"].startswith("byte 0 (0x69) has no probability after what comes")
+    assert all("reason" not in result for result in results("/v1/score", **body | {"beam": {}}))
+
+
+def test_a_byte_that_cannot_be_spelled_is_the_reason(start_stub: Any) -> None:
+    with httpx.Client(base_url=start_stub("--letters"), timeout=60) as http:
+        body = {"context": "hello", "continuations": ["he", "h\0e"], "eos": True}
+        good, bad = http.post("/v1/score", json=body).json()["results"]
+    assert "reason" not in good
+    assert bad["logprob"] is None
+    assert (
+        bad["reason"] == "byte 1 (0x00) is in no token of the vocabulary: the model cannot spell it"
+    )
+
+
 async def test_a_score_has_a_context_of_any_kind(results: Any, begun: Any) -> None:
     special = {"segments": [{"token": "<|im_start|>"}, "he"]}
     body = {"continuations": ["llo"], "beam": {"K": 2}}

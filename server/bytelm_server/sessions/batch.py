@@ -11,6 +11,7 @@ from typing import Any
 import orjson
 from pydantic import ValidationError
 
+from bytelm_server import pace
 from bytelm_server.errors import ErrorDetail, FieldError, detail_of, item_detail
 from bytelm_server.limits import Limits
 from bytelm_server.service import concurrently
@@ -74,6 +75,7 @@ class SessionBatch:
             if isinstance(item, ValidationError):
                 raise item
             place += ".body"
+            await pace.turn()
             body = bodies.CALLS[item.call].model_validate_json(orjson.dumps(item.body))
             if getattr(body, "stream", False):
                 raise FieldError("calls of a batch have no streams", "stream")

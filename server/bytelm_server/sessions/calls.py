@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from bytelm.draws import Draw
 from bytelm.errors import ContextTooLong, EmptyBeam, InputError
+from bytelm.logprobs import SIZE
 from bytelm.settings import ServerSettings
 from bytelm.threads import by_length
 from bytelm.token_lm import StatefulTokenizedLM
@@ -89,6 +90,7 @@ class SessionCalls:
         self.lives = lives
         self.settings = settings
         self.caller = caller
+        self._values = 0
         self.moves = Moves(store, held, lives, serving, caller)
 
     @property
@@ -137,6 +139,7 @@ class SessionCalls:
             answer: Answer = dict(session_of(held))
             if call.candidates:
                 state, lm = await self.moves.state(held)
+                self._answering(state.tokens, "candidates")
                 answer["candidates"] = state.candidates()
                 await self.moves.looked(held, lm)
             return answer
@@ -197,8 +200,7 @@ class SessionCalls:
 
     async def next(self, session_id: str, call: bodies.NextCall, key: Key | None = None) -> Answer:
         """The distribution over what comes next."""
-        if call.top is not None:
-            self.service.limits.check_rows(1, call.top)
+        self._answering(call.top or SIZE, "top")
 
         async def work(held: Held) -> Answer:
             state, lm = await self.moves.state(held)
@@ -207,6 +209,11 @@ class SessionCalls:
             return {"results": [result], "usage": usage_of(lm), "session": session_of(held)}
 
         return await self.moves.stay(session_id, self.once("next", call, key, session_id), work)
+
+    def _answering(self, values: int, param: str) -> None:
+        """Count what an answer will have, all calls of a batch together; LimitExceeded."""
+        self.service.limits.check_values(self._values + values, param)
+        self._values += values
 
     async def row(self, session_id: str) -> NDArray[np.float32]:
         """A token session's whole distribution, float32 ``[vocab.size]``."""

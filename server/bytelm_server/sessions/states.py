@@ -112,6 +112,11 @@ class SessionState(ABC):
     def grown(self, call: Generation, draw: Draw | None) -> AsyncIterator[Grown]:
         """A continuation: the most probable one, or drawn."""
 
+    @property
+    @abstractmethod
+    def tokens(self) -> int:
+        """How many tokens all its candidates have."""
+
     @abstractmethod
     def candidates(self) -> list[Candidate]:
         """What the state is made of."""
@@ -240,6 +245,11 @@ class ByteState(SessionState):
             else:
                 state = replace(self, beam=piece.state, consumed=self.consumed + len(data))
             yield Grown(piece.data, (), piece.logprob, state, piece.finish_reason)
+
+    @property
+    def tokens(self) -> int:
+        """See ``SessionState``."""
+        return sum(len(candidate.tokens) for candidate in self.beam)
 
     def candidates(self) -> list[Candidate]:
         """The beam's candidates, best first."""
@@ -454,6 +464,11 @@ class TokenState(SessionState):
             async for chunk in chunks:
                 for token in chunk.token_ids:
                     yield token, math.nan
+
+    @property
+    def tokens(self) -> int:
+        """See ``SessionState``."""
+        return len(self.lm_state.context)
 
     def candidates(self) -> list[Candidate]:
         """The one tokenization that there is."""
