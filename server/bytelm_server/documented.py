@@ -39,7 +39,7 @@ _REST: Responses = {
 }
 NOT_READY: Responses = {
     503: _error(
-        "The model is starting, stopping or dead.",
+        "The model is starting, stopping or dead; or the store of sessions fails.",
         "unavailable",
         "starting",
         "the model is still starting; try again in a few seconds",

@@ -58,7 +58,7 @@ Key = Annotated[
         min_length=1,
         max_length=bodies.LONGEST_KEY,
         description="Sent again with the same key and body, the call answers as it did and "
-        "changes nothing.",
+        "changes nothing; with another call or body it is refused. A session keeps the newest 256.",
     ),
 ]
 IfVersion = Annotated[

@@ -182,7 +182,9 @@ class BatchItem(Body):
         default_factory=dict, description="As the call by itself takes it; no streams."
     )
     idempotency_key: Key | None = Field(
-        None, description="What the header Idempotency-Key is for a call by itself."
+        None,
+        description="What the header Idempotency-Key is for a call by itself; null: the batch's, "
+        "with the call's place.",
     )
 
 
