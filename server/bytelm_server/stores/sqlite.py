@@ -351,18 +351,22 @@ class SqliteStore(SessionStore):
 
     async def _read(self, sql: str, *values: Any) -> Iterable[Any]:
         """All rows."""
-        async with asyncio.timeout(ANSWER_SECONDS), self._opening:
-            db = self._reader = self._reader or await self._connected()
-        try:
-            async with asyncio.timeout(ANSWER_SECONDS):
+        async with asyncio.timeout(ANSWER_SECONDS):
+            db = self._reader or await self._open_reader()
+            try:
                 return await db.execute_fetchall(sql, values)
-        except Exception:
-            # What failed once may go on failing on the same connection.
-            if self._reader is db:
-                self._reader = None
-            with contextlib.suppress(Exception):
-                await db.close()
-            raise
+            except Exception:
+                # What failed once may go on failing on the same connection.
+                if self._reader is db:
+                    self._reader = None
+                    with contextlib.suppress(Exception):
+                        await db.close()
+                raise
+
+    async def _open_reader(self) -> aiosqlite.Connection:
+        async with self._opening:
+            self._reader = self._reader or await self._connected()
+            return self._reader
 
 
 async def _keep(db: aiosqlite.Connection, reply: Reply | None) -> None:
