@@ -40,28 +40,23 @@ def run_stub() -> Iterator[Callable[..., Stub]]:
     processes = []
 
     def start(*arguments: str, stderr: Any = None, script: Path = STUB_SERVER) -> Stub:
-        port = free_port()
         process = subprocess.Popen(
-            [sys.executable, str(script), str(port), *arguments], stderr=stderr
+            [sys.executable, str(script), "0", *arguments], stdout=subprocess.PIPE, stderr=stderr
         )
         processes.append(process)
-        url = f"http://127.0.0.1:{port}"
-        for _ in range(600):
-            assert process.poll() is None, "the server ended"
-            try:
-                httpx.get(f"{url}/health")
-            except httpx.TransportError:
-                time.sleep(0.1)
-            else:
-                return Stub(process, url)
-        raise TimeoutError("the server did not start")
+        assert process.stdout is not None
+        # It says where it is: a port that was free before may not be so any more.
+        url = process.stdout.readline().decode().strip()
+        assert url, "the server ended"
+        httpx.get(f"{url}/health", timeout=120)
+        return Stub(process, url)
 
     yield start
     for process in processes:
         process.terminate()
     for process in processes:
         try:
-            process.wait(30)
+            process.wait(120)
         except subprocess.TimeoutExpired:
             # How servers end has tests of its own; where this one hangs is printed.
             process.send_signal(signal.SIGUSR1)
@@ -137,7 +132,8 @@ def until() -> Callable[[Callable[[], bool]], None]:
     """Waits until a condition holds."""
 
     def wait(condition: Callable[[], bool]) -> None:
-        for _ in range(300):
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
             if condition():
                 return
             time.sleep(0.1)

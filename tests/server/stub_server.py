@@ -1,6 +1,6 @@
-"""A real server process over a StubLM; run with the port as its argument, and ``--set name=value``
-for settings; with ``--wait`` its model starts when it is told to, with ``--again`` a dead one is
-started again.
+"""A real server process over a StubLM; run with the port as its argument (0 for a free one; it says
+where it is), and ``--set name=value`` for settings; with ``--wait`` its model starts when it is
+told to, with ``--again`` a dead one is started again.
 
 Besides the API it has ``/test/…`` routes, by which a test sees and steers the model.
 """
@@ -24,7 +24,7 @@ from bytelm.vllm.engine import EngineStats
 from bytelm.vllm.tail_index import TailCounts
 from bytelm.vocab import ByteVocab
 from bytelm_server.app import create_app
-from bytelm_server.process import listen, serve
+from bytelm_server.process import listen, serve, url_of
 
 WORDS = [b"he", b"the", b" the", b" th", b"ing", b"an", b" a", b"\xc3\xa9", b"\xa9\xc3", b"llo"]
 TOKENS = [*(bytes([b]) for b in range(256)), *WORDS, b"<|im_start|>", b"<|im_end|>"]
@@ -170,7 +170,9 @@ def main() -> None:
                 asyncio.get_running_loop().call_later(0.05, os._exit, 1)
 
     settings = settings.model_copy(update={"port": int(sys.argv[1])})
-    sys.exit(serve(app, settings, listen(settings), lambda service: None))
+    sock = listen(settings)
+    print(url_of(sock), flush=True)
+    sys.exit(serve(app, settings, sock, lambda service: None))
 
 
 if __name__ == "__main__":

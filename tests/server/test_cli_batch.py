@@ -124,7 +124,7 @@ def test_bad_lines_are_told_by_number_and_the_others_done(url: str, tmp_path: Pa
     assert places[1].startswith("3: a prompt is a string, or an object with `context`")
     assert places[2].startswith("5: stps: unknown field")
     assert places[3].startswith("6: a prompt is")
-    assert places[4].startswith("7: the context has")
+    assert places[4].startswith("7: the context ")
     assert "5 of 7 prompts failed" in errors(done)[-1]
     assert [row["line"] for row in rows(sink)] == [1, 8]
     # Mended, they are the only ones that the next run does.

@@ -12,30 +12,44 @@ LONG = {"context": "hello", "steps": 60, "beam": {"K": 1}}
 SHORT = {"context": "hello", "steps": 2}
 
 
-@pytest.fixture
-async def slow(run_stub: Callable[..., Any]) -> AsyncIterator[tuple[Any, httpx.AsyncClient]]:
-    """A server whose evaluations take a while, with two seconds to stop in."""
-    server = run_stub("--set", "shutdown_grace=2", "--set", "max_running_calls=4")
+@pytest.fixture(params=[2])
+async def slow(
+    run_stub: Callable[..., Any], request: pytest.FixtureRequest
+) -> AsyncIterator[tuple[Any, httpx.AsyncClient]]:
+    """A server whose evaluations take a while, with so many seconds to stop in."""
+    server = run_stub("--set", f"shutdown_grace={request.param}", "--set", "max_running_calls=4")
     async with httpx.AsyncClient(base_url=server.url, timeout=60) as http:
-        await http.post("/test/delay", params={"value": 0.01})
+        await http.post("/test/delay", params={"value": 0.1})
         yield server, http
 
 
+patient = pytest.mark.parametrize("slow", [60], indirect=True)
+
+
+async def in_progress(http: httpx.AsyncClient, count: int) -> None:
+    """Returns when the server has so many requests."""
+    async with asyncio.timeout(60):
+        wanted = f"bytelm_requests_in_progress {count + 1}.0"  # one of them asks
+        while wanted not in (await http.get("/metrics")).text:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+
+
 async def ended(server: Any) -> int:
-    code: int = await asyncio.to_thread(server.process.wait, 30)
+    code: int = await asyncio.to_thread(server.process.wait, 120)
     return code
 
 
+@patient
 async def test_running_calls_end_and_new_ones_are_refused(
     slow: tuple[Any, httpx.AsyncClient],
 ) -> None:
     server, http = slow
     running = [asyncio.create_task(http.post("/v1/greedy", json=LONG)) for _ in range(3)]
-    await asyncio.sleep(0.2)
+    await in_progress(http, 3)
     server.process.send_signal(signal.SIGTERM)
-    await asyncio.sleep(0.1)
+    while (health := await http.get("/health")).status_code == 200:  # noqa: ASYNC110
+        await asyncio.sleep(0.05)
     assert not any(task.done() for task in running)
-    health = await http.get("/health")
     assert (health.status_code, health.json()) == (503, {"status": "draining"})
     new = await http.post("/v1/greedy", json=SHORT)
     assert (new.status_code, new.json()["error"]["code"]) == (503, "draining")
@@ -51,7 +65,7 @@ async def test_calls_that_take_too_long_are_told_so(slow: tuple[Any, httpx.Async
     await http.post("/test/delay", params={"value": 0.5})
     running = [asyncio.create_task(http.post("/v1/greedy", json=LONG)) for _ in range(6)]
     streamed = asyncio.create_task(http.post("/v1/greedy", json={**LONG, "stream": True}))
-    await asyncio.sleep(0.2)
+    await in_progress(http, 7)
     server.process.send_signal(signal.SIGTERM)
     for task in running:
         answer = await task
@@ -86,15 +100,17 @@ async def test_an_idle_server_ends_at_once_after_ctrl_c(
     assert await ended(server) == 130
 
 
+@patient
 async def test_the_second_signal_ends_it_whatever_runs(
     slow: tuple[Any, httpx.AsyncClient],
 ) -> None:
     server, http = slow
-    await http.post("/test/delay", params={"value": 5})
+    await http.post("/test/delay", params={"value": 30})
     running = asyncio.create_task(http.post("/v1/greedy", json=LONG))
-    await asyncio.sleep(0.2)
+    await in_progress(http, 1)
     server.process.send_signal(signal.SIGTERM)
-    await asyncio.sleep(0.2)
+    while (await http.get("/health")).status_code == 200:  # noqa: ASYNC110
+        await asyncio.sleep(0.05)
     assert server.process.poll() is None
     server.process.send_signal(signal.SIGTERM)
     assert await ended(server) == 0

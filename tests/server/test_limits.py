@@ -65,8 +65,8 @@ async def test_a_client_that_leaves_gives_its_turn_to_the_next(slow: httpx.Async
 
 @pytest.fixture
 async def hasty(start_stub: Callable[..., str]) -> AsyncIterator[httpx.AsyncClient]:
-    """A server whose calls may take a second, and take longer."""
-    url = start_stub("--set", "call_seconds=1", "--set", "max_running_calls=1")
+    """A server whose calls may take three seconds, and take longer."""
+    url = start_stub("--set", "call_seconds=3", "--set", "max_running_calls=1")
     async with httpx.AsyncClient(base_url=url, timeout=60) as http:
         await http.post("/test/delay", params={"value": 0.1})
         yield http
@@ -106,7 +106,8 @@ async def test_a_stream_past_its_deadline_ends_with_an_error(hasty: httpx.AsyncC
 
 async def test_what_is_wrong_costs_no_turn(hasty: httpx.AsyncClient) -> None:
     running = asyncio.create_task(hasty.post("/v1/greedy", json={"context": "a", "steps": 64}))
-    await asyncio.sleep(0.2)
+    while "bytelm_calls_running 1.0" not in (await hasty.get("/metrics")).text:  # noqa: ASYNC110
+        await asyncio.sleep(0.05)
     answer = await hasty.post("/v1/greedy", json={"context": "a", "steps": 0})
     assert answer.status_code == 400
     assert not running.done()

@@ -250,7 +250,7 @@ async def test_states_that_nobody_refers_to_end(client: AsyncClient, url: str) -
         state = await (state.prune() << b)
     await state.greedy(b"xyz", 5)
     gc.collect()
-    for _ in range(100):
+    for _ in range(1000):
         if living(url) - before == {state.session.id}:
             break
         await asyncio.sleep(0.05)

@@ -3,12 +3,11 @@ the port and the vocabulary's name as its arguments."""
 
 import sys
 
-import uvicorn
-
 from bytelm.settings import ServerSettings
 from bytelm.testing import StubLM
 from bytelm.vocab import ByteVocab
 from bytelm_server.app import create_app
+from bytelm_server.process import listen, serve, url_of
 
 VOCABULARIES = {
     "one": [b"", b"", b"a", b"b", b"c", b"ab", b"abc", b"ca", b"bca", b"ab"],
@@ -22,6 +21,13 @@ def toy(name: str) -> StubLM:
 
 
 if __name__ == "__main__":
-    settings = ServerSettings(keys_file=None, session_store="memory", max_K=None)
-    app = create_app(toy(sys.argv[2]), settings)
-    uvicorn.run(app, port=int(sys.argv[1]), log_level="warning")
+    settings = ServerSettings(
+        port=int(sys.argv[1]),
+        keys_file=None,
+        session_store="memory",
+        max_K=None,
+        server_log_level="WARNING",
+    )
+    sock = listen(settings)
+    print(url_of(sock), flush=True)
+    sys.exit(serve(create_app(toy(sys.argv[2]), settings), settings, sock, lambda service: None))

@@ -67,12 +67,12 @@ def test_a_watched_process_ends_when_its_owner_is_killed(owner):
     watched = watched_by(owner.pid, start_time(owner.pid))
     owner.kill()
     owner.wait()
-    assert watched.wait(timeout=10) == -9
+    assert watched.wait(timeout=60) == -9
 
 
 def test_a_watched_process_ends_when_its_owner_was_gone_before(owner):
     watched = spawn(WATCHED, BYTELM_OWNER_PID=str(owner.pid), BYTELM_OWNER_STARTED="1")
-    assert watched.wait(timeout=10) == -9
+    assert watched.wait(timeout=60) == -9
 
 
 def test_a_process_that_receives_an_address_is_watched(owner):
@@ -89,7 +89,7 @@ time.sleep(60)
     assert watched.stdout.readline() == "ready\n"
     owner.kill()
     owner.wait()
-    assert watched.wait(timeout=10) == -9
+    assert watched.wait(timeout=60) == -9
 
 
 def test_an_address_arrives_as_it_was():
