@@ -17,7 +17,7 @@ from bytelm.errors import ByteError
 EOT = 256
 """Index of "end of token"; -inf in results, since tokens are not visible to a byte LM."""
 EOS = 257
-"""Index, and symbol, of "end of sequence"."""
+"""Index, and symbol, of "end of sequence". Answers of the API have it at 256, in place of EOT."""
 SIZE = 258
 
 Symbol = int | None

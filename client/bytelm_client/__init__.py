@@ -10,12 +10,19 @@ if TYPE_CHECKING:
     from bytelm_client._async.client import AsyncClient as AsyncClient
     from bytelm_client._async.session import AsyncSession as AsyncSession
     from bytelm_client._async.stream import AsyncStream as AsyncStream
+    from bytelm_client._calls import Call as Call
+    from bytelm_client._session_calls import More as More
     from bytelm_client._sync.client import Client as Client
     from bytelm_client._sync.session import Session as Session
     from bytelm_client._sync.stream import Stream as Stream
+    from bytelm_client.contexts import Context as Context
+    from bytelm_client.contexts import Contexts as Contexts
+    from bytelm_client.contexts import Ids as Ids
     from bytelm_client.contexts import Messages as Messages
     from bytelm_client.contexts import Segments as Segments
     from bytelm_client.contexts import Special as Special
+    from bytelm_client.contexts import Text as Text
+    from bytelm_client.contexts import Texts as Texts
     from bytelm_client.contexts import messages as messages
     from bytelm_client.contexts import segments as segments
     from bytelm_client.contexts import special as special
@@ -38,8 +45,15 @@ if TYPE_CHECKING:
     from bytelm_client.errors import TookTooLong as TookTooLong
     from bytelm_client.errors import TooManyRequests as TooManyRequests
     from bytelm_client.options import Beam as Beam
+    from bytelm_client.options import BeamOptions as BeamOptions
+    from bytelm_client.options import CallOptions as CallOptions
+    from bytelm_client.options import GreedyOptions as GreedyOptions
+    from bytelm_client.options import SampleOptions as SampleOptions
+    from bytelm_client.options import ScoreOptions as ScoreOptions
+    from bytelm_client.options import SessionOptions as SessionOptions
     from bytelm_client.remote import RemoteByteLM as RemoteByteLM
     from bytelm_client.remote_tokens import RemoteTokenLM as RemoteTokenLM
+    from bytelm_client.results import EOS_INDEX as EOS_INDEX
     from bytelm_client.results import Candidate as Candidate
     from bytelm_client.results import Continuation as Continuation
     from bytelm_client.results import Model as Model
@@ -78,6 +92,20 @@ _HOMES = {
     "TooManyRequests": "errors",
     "TimedOut": "errors",
     "Beam": "options",
+    "BeamOptions": "options",
+    "CallOptions": "options",
+    "GreedyOptions": "options",
+    "SampleOptions": "options",
+    "ScoreOptions": "options",
+    "SessionOptions": "options",
+    "Context": "contexts",
+    "Contexts": "contexts",
+    "Ids": "contexts",
+    "Text": "contexts",
+    "Texts": "contexts",
+    "EOS_INDEX": "results",
+    "More": "_session_calls",
+    "Call": "_calls",
     "RemoteByteLM": "remote",
     "RemoteTokenLM": "remote_tokens",
     "Continuation": "results",

@@ -1,5 +1,6 @@
 """What both clients share: requests are built here, and answers read. Must not send anything."""
 
+import logging
 import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar, cast
@@ -13,10 +14,13 @@ from bytelm_client._calls import (
     Call,
     json_of,
     nothing,
+    patience,
     read_continuation,
     read_next_bytes,
     read_results,
     read_score,
+    timeout_alone,
+    timeout_of,
 )
 from bytelm_client.contexts import (
     TEXT,
@@ -43,7 +47,7 @@ from bytelm_client.errors import (
     api_error,
     api_error_of,
 )
-from bytelm_client.options import options_json
+from bytelm_client.options import CallOptions, options_json
 from bytelm_client.results import (
     Continuation,
     Model,
@@ -61,6 +65,8 @@ CONNECTIONS = httpx.Limits(max_connections=512, max_keepalive_connections=512)
 
 
 REQUEST_ID = "X-Request-ID"
+
+_log = logging.getLogger("bytelm_client")
 
 
 class BaseClient:
@@ -94,9 +100,7 @@ class BaseClient:
         if api_key is not None and not (api_key.isascii() and api_key.isprintable()):
             raise CannotSend("the API key has characters that no key has: is it the right one?")
         self.retries = retries
-        # Connecting is quick or hopeless, however long an answer may take; a connection of one's
-        # own comes free when another call ends.
-        self.timeout = httpx.Timeout(timeout, connect=10.0, pool=None)
+        self.timeout = patience(timeout)
         # Without TLS nothing is verified, and reading the certificates takes a tenth of a second.
         self._verify = not self.base_url.startswith("http://")
         self._headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
@@ -104,33 +108,47 @@ class BaseClient:
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.base_url!r})"
 
-    def _health(self) -> Call[str]:
-        return Call("GET", "/health", lambda answer: str(answer["status"]), expected=(200, 503))
+    def _any(self, path: str, body: Mapping[str, Any], options: CallOptions) -> Call[Any]:
+        return Call("POST", path, lambda answer: answer, body, timeout=timeout_alone(options))
 
-    def _models(self) -> Call[list[Model]]:
-        return Call("GET", "/v1/models", lambda a: [Model.from_json(m) for m in a["data"]])
+    def _health(self, options: CallOptions) -> Call[str]:
+        return Call(
+            "GET",
+            "/health",
+            lambda answer: str(answer["status"]),
+            expected=(200, 503),
+            timeout=timeout_alone(options),
+        )
 
-    def _vocab(self) -> Call[Vocab]:
-        return Call("GET", "/v1/vocab", Vocab.from_json)
+    def _models(self, options: CallOptions) -> Call[list[Model]]:
+        def read(answer: Any) -> list[Model]:
+            return [Model.from_json(model) for model in answer["data"]]
+
+        return Call("GET", "/v1/models", read, timeout=timeout_alone(options))
+
+    def _vocab(self, options: CallOptions) -> Call[Vocab]:
+        return Call("GET", "/v1/vocab", Vocab.from_json, timeout=timeout_alone(options))
 
     def _next_bytes(
         self, context: Context | Contexts, options: Mapping[str, Any]
     ) -> Call[NextBytes | list[NextBytes]]:
         body = {**_contexts(context), **options_json(options)}
-        return Call("POST", "/v1/next_bytes", read_results(read_next_bytes, is_one(context)), body)
+        read = read_results(read_next_bytes, is_one(context))
+        return Call("POST", "/v1/next_bytes", read, body, timeout=timeout_of(options))
 
     def _greedy(
         self, context: Context | Contexts, steps: int, options: Mapping[str, Any]
     ) -> Call[Continuation | list[Continuation]]:
         body = {**_contexts(context), "steps": steps, **options_json(options)}
-        return Call("POST", "/v1/greedy", read_results(read_continuation, is_one(context)), body)
+        read = read_results(read_continuation, is_one(context))
+        return Call("POST", "/v1/greedy", read, body, timeout=timeout_of(options))
 
     def _sample(
         self, context: Context | Contexts, steps: int, n: int, options: Mapping[str, Any]
     ) -> Call[Continuation | list[Continuation]]:
         body = {**_contexts(context), "steps": steps, "n": n, **options_json(options)}
-        one = is_one(context) and n == 1
-        return Call("POST", "/v1/sample", read_results(read_continuation, one), body)
+        read = read_results(read_continuation, is_one(context) and n == 1)
+        return Call("POST", "/v1/sample", read, body, timeout=timeout_of(options))
 
     def _score(
         self,
@@ -145,9 +163,12 @@ class BaseClient:
             "continuations": [bytes_json(text) for text in given],
             **options_json(options),
         }
-        return Call("POST", "/v1/score", read_results(read_score, one), body)
+        read = read_results(read_score, one)
+        return Call("POST", "/v1/score", read, body, timeout=timeout_of(options))
 
-    def _token_logprobs(self, contexts: Ids | Sequence[Ids]) -> Call[NextTokens | list[NextTokens]]:
+    def _token_logprobs(
+        self, contexts: Ids | Sequence[Ids], options: CallOptions
+    ) -> Call[NextTokens | list[NextTokens]]:
         one = len(contexts) > 0 and not isinstance(contexts[0], Sequence | np.ndarray)
         given = cast(Sequence[Ids], [contexts] if one else contexts)
         body = {"contexts": [ids_json(ids) for ids in given]}
@@ -156,19 +177,25 @@ class BaseClient:
             results = [NextTokens(row) for row in rows]
             return results[0] if one else results
 
-        return Call("POST", "/v1/token_logprobs", read, body, octets=True)
+        timeout = timeout_alone(options)
+        return Call("POST", "/v1/token_logprobs", read, body, octets=True, timeout=timeout)
 
-    def _page(self, after: str) -> Call[tuple[list[SessionInfo], str | None]]:
+    def _page(self, after: str, options: CallOptions) -> Call[tuple[list[SessionInfo], str | None]]:
         def read(answer: Any) -> tuple[list[SessionInfo], str | None]:
             return [SessionInfo.from_json(one) for one in answer["data"]], answer["next"]
 
-        return Call("GET", "/v1/sessions", read, params={"after": after})
+        params = {"after": after}
+        return Call("GET", "/v1/sessions", read, params=params, timeout=timeout_alone(options))
 
-    def _batch(self, calls: Sequence[Call[Any]]) -> Call[list[Any]]:
+    def _batch(self, calls: Sequence[Call[Any]], options: CallOptions) -> Call[list[Any]]:
         items = []
         for call in calls:
+            if call.octets:
+                raise TypeError("rows of tokens do not go into a batch: call next_tokens by itself")
             if call.batched is None:
                 raise TypeError(f"{call.path} is no call of a session")
+            if call.timeout is not None:
+                raise TypeError("a batch is one call: give it the timeout")
             session_id, name = call.batched
             # What stands in the address of a call by itself is in the body of one of many.
             body = {**(call.params or {}), **(call.body or {})}
@@ -191,8 +218,9 @@ class BaseClient:
             return results
 
         # Looks have no key of their own; sent again, they see what they saw.
-        key = uuid.uuid4().hex
-        return Call("POST", "/v1/sessions:batch", read, {"calls": items}, key=key)
+        key, timeout = uuid.uuid4().hex, timeout_alone(options)
+        body = {"calls": items}
+        return Call("POST", "/v1/sessions:batch", read, body, key=key, timeout=timeout)
 
     def _stream(
         self, path: str, context: Context, steps: int, options: Mapping[str, Any]
@@ -200,7 +228,7 @@ class BaseClient:
         if not is_one(context):
             raise TypeError("a stream has one context")
         body = {**_contexts(context), "steps": steps, **options_json(options), "stream": True}
-        return Call("POST", path, nothing, body)
+        return Call("POST", path, nothing, body, timeout=timeout_of(options))
 
     def _request(self, http: httpx.Client | httpx.AsyncClient, call: Call[Any]) -> httpx.Request:
         headers = {**self._headers, REQUEST_ID: uuid.uuid4().hex}
@@ -214,7 +242,12 @@ class BaseClient:
         url = self.base_url + call.path
         try:
             return http.build_request(
-                call.method, url, content=content, params=call.params, headers=headers
+                call.method,
+                url,
+                content=content,
+                params=call.params,
+                headers=headers,
+                timeout=call.timeout or self.timeout,
             )
         except httpx.InvalidURL as error:
             raise self._failed(error, None) from error
@@ -240,6 +273,13 @@ class BaseClient:
         if isinstance(error, httpx.TimeoutException):
             return TimedOut(f"{self.base_url} fell silent after {count} bytes")
         return ConnectionLost(f"the connection to {self.base_url} broke after {count} bytes")
+
+    def _tell_of_another(self, request: httpx.Request, why: str, wait: float) -> None:
+        """Log that a request is sent again."""
+        _log.info(
+            "%s %s is sent again in %.1f s: %s (request %s)",
+            *(request.method, request.url, wait, why, request.headers[REQUEST_ID]),
+        )
 
     def _failed(self, error: Exception, request: httpx.Request | None) -> BytelmClientError:
         """The error for a request that was not answered."""

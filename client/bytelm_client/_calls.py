@@ -5,6 +5,7 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, Generic, TypeVar
 
 import httpx
@@ -31,6 +32,7 @@ class Call(Generic[T]):
         octets: ask for an array of float32 instead of JSON.
         batched: the session and the name of the call, by which a batch has it.
         once: whether it changes something though it has no key.
+        timeout: how long to wait; None: as the client does.
     """
 
     method: str
@@ -43,10 +45,42 @@ class Call(Generic[T]):
     octets: bool = False
     batched: tuple[str, str] | None = None
     once: bool = False
+    timeout: httpx.Timeout | None = None
 
     def expects(self, response: httpx.Response) -> bool:
         """Whether the response is an answer, not an error."""
         return response.status_code in self.expected
+
+
+def patience(seconds: float | None) -> httpx.Timeout:
+    """How long to wait for an answer.
+
+    Raises:
+        ValueError: when that is no time.
+    """
+    if seconds is not None and not (isinstance(seconds, Real) and seconds > 0):
+        raise ValueError(f"a timeout is a number of seconds above 0, or None, not {seconds!r:.60}")
+    # Connecting is quick or hopeless, however long an answer may take; a connection of one's own
+    # comes free when another call ends.
+    connect = 10.0 if seconds is None else min(10.0, seconds)
+    return httpx.Timeout(seconds, connect=connect, pool=None)
+
+
+def timeout_of(options: Mapping[str, Any]) -> httpx.Timeout | None:
+    """How long to wait, as the options of a call say; None where they do not."""
+    return patience(options["timeout"]) if "timeout" in options else None
+
+
+def timeout_alone(options: Mapping[str, Any]) -> httpx.Timeout | None:
+    """The same, of a call that has no other options.
+
+    Raises:
+        TypeError: when there is another.
+    """
+    for name in options:
+        if name != "timeout":
+            raise TypeError(f"there is no option {name!r} here")
+    return timeout_of(options)
 
 
 def json_of(body: Mapping[str, Any]) -> bytes:

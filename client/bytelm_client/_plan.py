@@ -4,7 +4,7 @@ from typing import Literal, Unpack, overload
 
 from bytelm_client._calls import Call
 from bytelm_client._session_calls import More, SessionCalls
-from bytelm_client.options import GreedyOptions, SampleOptions
+from bytelm_client.options import CallOptions, GreedyOptions, SampleOptions
 from bytelm_client.results import Candidate, Continuation, NextBytes, NextTokens, SessionInfo
 
 
@@ -14,32 +14,37 @@ class Plan:
     def __init__(self, calls: SessionCalls) -> None:
         self._calls = calls
 
-    def get(self) -> Call[SessionInfo]:
+    def get(self, **options: Unpack[CallOptions]) -> Call[SessionInfo]:
         """What the session is now."""
-        return self._calls.get()
+        return self._calls.get(options)
 
-    def candidates(self) -> Call[list[Candidate]]:
+    def candidates(self, **options: Unpack[CallOptions]) -> Call[list[Candidate]]:
         """The tokenizations that the session follows, best first."""
-        return self._calls.candidates()
+        return self._calls.candidates(options)
 
-    def next(self, *, prune: bool = False) -> Call[NextBytes]:
+    def next(self, *, prune: bool = False, **options: Unpack[CallOptions]) -> Call[NextBytes]:
         """The distribution over the next byte; of the pruned state with ``prune``.
 
         Raises:
             TypeError: in a token session; see ``next_tokens``.
         """
-        return self._calls.next(prune)
+        return self._calls.next(prune, options)
 
-    def next_tokens(self) -> Call[NextTokens]:
+    def next_tokens(self, **options: Unpack[CallOptions]) -> Call[NextTokens]:
         """The distribution over the next token of a token session.
 
         Raises:
             TypeError: in a byte session; see ``next``.
         """
-        return self._calls.next_tokens()
+        return self._calls.next_tokens(options)
 
     def advance(
-        self, more: More, *, prune: bool = True, if_version: int | None = None
+        self,
+        more: More,
+        *,
+        prune: bool = True,
+        if_version: int | None = None,
+        **options: Unpack[CallOptions],
     ) -> Call[SessionInfo]:
         """Move on, byte by byte or token by token.
 
@@ -47,8 +52,9 @@ class Plan:
             more: what to consume.
             prune: prune the beam before each byte, as walks do.
             if_version: only if the session has this version.
+            options: see ``CallOptions``.
         """
-        return self._calls.move("advance", more, if_version, prune=prune)
+        return self._calls.move("advance", more, if_version, options, prune=prune)
 
     def prefill(
         self,
@@ -56,6 +62,7 @@ class Plan:
         *,
         prefill: Literal["fast", "exact"] | None = None,
         if_version: int | None = None,
+        **options: Unpack[CallOptions],
     ) -> Call[SessionInfo]:
         """Move on by a long text, which is read at once instead of byte by byte.
 
@@ -63,8 +70,9 @@ class Plan:
             more: what to consume.
             prefill: how; None: as the session was made.
             if_version: only if the session has this version.
+            options: see ``CallOptions``.
         """
-        return self._calls.move("prefill", more, if_version, prefill=prefill)
+        return self._calls.move("prefill", more, if_version, options, prefill=prefill)
 
     def fork(
         self,
@@ -73,6 +81,7 @@ class Plan:
         prune: bool = True,
         ttl: float | None = None,
         if_version: int | None = None,
+        **options: Unpack[CallOptions],
     ) -> Call[SessionInfo]:
         """A second session at the same state, moved on at once by ``advance``; this one stays.
 
@@ -81,8 +90,9 @@ class Plan:
             prune: prune its beam before each byte.
             ttl: seconds without use after which it expires; None: as this one.
             if_version: only if this session has this version.
+            options: see ``CallOptions``.
         """
-        return self._calls.fork(advance, prune, ttl, if_version)
+        return self._calls.fork(advance, prune, ttl, if_version, options)
 
     def greedy(
         self,
@@ -129,6 +139,6 @@ class Plan:
         """A drawn continuation; or, without ``advance``, a list of ``n``."""
         return self._calls.sample(steps, if_version, {"advance": advance, "n": n, **options})
 
-    def delete(self) -> Call[None]:
+    def delete(self, **options: Unpack[CallOptions]) -> Call[None]:
         """End the session."""
-        return self._calls.delete()
+        return self._calls.delete(options)

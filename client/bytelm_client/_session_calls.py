@@ -9,7 +9,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from types import NoneType
 from typing import Any, Literal, TypeAlias, TypeVar, cast
+from urllib.parse import quote
 
+import httpx
 import numpy as np
 
 from bytelm_client._calls import (
@@ -18,6 +20,8 @@ from bytelm_client._calls import (
     read_continuation,
     read_next_bytes,
     read_results,
+    timeout_alone,
+    timeout_of,
 )
 from bytelm_client._events import Event
 from bytelm_client.contexts import (
@@ -31,7 +35,8 @@ from bytelm_client.contexts import (
     context_json,
     ids_json,
 )
-from bytelm_client.options import options_json
+from bytelm_client.errors import CannotSend
+from bytelm_client.options import CallOptions, options_json
 from bytelm_client.results import (
     Candidate,
     Continuation,
@@ -58,12 +63,15 @@ def create_call(
         body["context"] = {"tokens": ids_json(context)}
     elif context is not None:
         body["context"] = context_json(cast(Context, context))
-    return Call("POST", "/v1/sessions", SessionInfo.from_json, body, key=_new_key())
+    read, timeout = SessionInfo.from_json, timeout_of(options)
+    return Call("POST", "/v1/sessions", read, body, key=_new_key(), timeout=timeout)
 
 
-def resume_call(session_id: str) -> Call[SessionInfo]:
+def resume_call(session_id: str, options: CallOptions) -> Call[SessionInfo]:
     """A session that there is already."""
-    return Call("GET", _path(session_id), SessionInfo.from_json)
+    if not isinstance(session_id, str) or not session_id:
+        raise TypeError(f"a session's id is a text, as session.id has it, not {session_id!r:.60}")
+    return Call("GET", _path(session_id), SessionInfo.from_json, timeout=timeout_alone(options))
 
 
 class SessionCalls:
@@ -77,11 +85,11 @@ class SessionCalls:
         self.info = info
         self._learning = threading.Lock()
 
-    def get(self) -> Call[SessionInfo]:
+    def get(self, options: CallOptions) -> Call[SessionInfo]:
         """What it is."""
-        return self._look("", "get", self._learner())
+        return self._look("", "get", self._learner(), options)
 
-    def candidates(self) -> Call[list[Candidate]]:
+    def candidates(self, options: CallOptions) -> Call[list[Candidate]]:
         """And the tokenizations that it follows."""
         told = self._learner()
 
@@ -89,9 +97,9 @@ class SessionCalls:
             told(answer)
             return [Candidate.from_json(one) for one in answer["candidates"]]
 
-        return replace(self._look("", "get", read), params={"candidates": True})
+        return replace(self._look("", "get", read, options), params={"candidates": True})
 
-    def next(self, prune: bool) -> Call[NextBytes]:
+    def next(self, prune: bool, options: CallOptions) -> Call[NextBytes]:
         """The distribution over the next byte.
 
         Raises:
@@ -107,9 +115,9 @@ class SessionCalls:
             return read_next_bytes(answer["results"][0], Usage(**answer["usage"]), 0)
 
         params = {"prune": prune} if prune else None
-        return replace(self._look("/next", "next", read), params=params)
+        return replace(self._look("/next", "next", read, options), params=params)
 
-    def next_tokens(self) -> Call[NextTokens]:
+    def next_tokens(self, options: CallOptions) -> Call[NextTokens]:
         """The distribution over the next token.
 
         Raises:
@@ -117,26 +125,34 @@ class SessionCalls:
         """
         if self.info.kind == "byte":
             raise TypeError("a byte session has next, not next_tokens")
-        return replace(self._look("/next", "next", _next_tokens), octets=True, batched=None)
+        return replace(self._look("/next", "next", _next_tokens, options), octets=True)
 
     def move(
         self,
         name: str,
         more: More,
         if_version: int | None,
+        options: CallOptions,
         **fields: Any,
     ) -> Call[SessionInfo]:
         """It moves on by what is given."""
-        return self._change(name, {**_more(more), **fields}, if_version, self._learner())
+        body, timeout = {**_more(more), **fields}, timeout_alone(options)
+        return self._change(name, body, if_version, self._learner(), timeout)
 
     def fork(
-        self, advance: More | None, prune: bool, ttl: float | None, if_version: int | None
+        self,
+        advance: More | None,
+        prune: bool,
+        ttl: float | None,
+        if_version: int | None,
+        options: CallOptions,
     ) -> Call[SessionInfo]:
         """Another session at the same state, or moved on from it."""
         body: dict[str, Any] = {} if ttl is None else {"ttl": ttl}
         if advance is not None:
             body["advance"] = {**_more(advance), "prune": prune}
-        return self._change("fork", body, if_version, SessionInfo.from_json)
+        timeout = timeout_alone(options)
+        return self._change("fork", body, if_version, SessionInfo.from_json, timeout)
 
     def greedy(
         self, steps: int, if_version: int | None, options: Mapping[str, Any]
@@ -144,24 +160,32 @@ class SessionCalls:
         """The most probable continuation."""
         read = cast(Callable[[Any], Continuation], self._continued(one=True))
         body = {"steps": steps, **options_json(options)}
-        return self._change("greedy", body, if_version, read)
+        return self._change("greedy", body, if_version, read, timeout_of(options))
 
     def sample(
         self, steps: int, if_version: int | None, options: Mapping[str, Any]
     ) -> Call[Continuation | list[Continuation]]:
         """A drawn continuation, or several."""
         body = {"steps": steps, **options_json(options)}
-        return self._change("sample", body, if_version, self._continued(one=options["n"] == 1))
+        read = self._continued(one=options["n"] == 1)
+        return self._change("sample", body, if_version, read, timeout_of(options))
 
     def stream(self, name: str, steps: int, options: Mapping[str, Any]) -> Call[None]:
         """A continuation as it comes."""
         body = {"steps": steps, **options_json(options), "stream": True}
-        return Call("POST", f"{self._path}/{name}", nothing, body, once=body["advance"])
+        path, timeout = f"{self._path}/{name}", timeout_of(options)
+        return Call("POST", path, nothing, body, once=body["advance"], timeout=timeout)
 
-    def delete(self) -> Call[None]:
+    def delete(self, options: CallOptions) -> Call[None]:
         """Its end."""
-        batched = (self.info.id, "delete")
-        return Call("DELETE", self._path, nothing, key=_new_key(), batched=batched)
+        return Call(
+            "DELETE",
+            self._path,
+            nothing,
+            key=_new_key(),
+            batched=(self.info.id, "delete"),
+            timeout=timeout_alone(options),
+        )
 
     def follower(self) -> Callable[[Event], None]:
         """Learns from the events of one stream."""
@@ -214,8 +238,11 @@ class SessionCalls:
 
         return read_all
 
-    def _look(self, path: str, name: str, read: Callable[[Any], T]) -> Call[T]:
-        return Call("GET", self._path + path, read, batched=(self.info.id, name))
+    def _look(
+        self, path: str, name: str, read: Callable[[Any], T], options: CallOptions
+    ) -> Call[T]:
+        batched, timeout = (self.info.id, name), timeout_alone(options)
+        return Call("GET", self._path + path, read, batched=batched, timeout=timeout)
 
     def _change(
         self,
@@ -223,15 +250,24 @@ class SessionCalls:
         body: Mapping[str, Any],
         if_version: int | None,
         read: Callable[[Any], T],
+        timeout: httpx.Timeout | None,
     ) -> Call[T]:
-        if if_version is not None:
-            body = {**body, "if_version": if_version}
-        batched = (self.info.id, name)
-        return Call("POST", f"{self._path}/{name}", read, body, key=_new_key(), batched=batched)
+        return Call(
+            "POST",
+            f"{self._path}/{name}",
+            read,
+            body if if_version is None else {**body, "if_version": if_version},
+            key=_new_key(),
+            batched=(self.info.id, name),
+            timeout=timeout,
+        )
 
 
 def _path(session_id: str) -> str:
-    return f"/v1/sessions/{session_id}"
+    try:
+        return f"/v1/sessions/{quote(session_id, safe='')}"
+    except UnicodeEncodeError as error:
+        raise CannotSend(f"a session's id cannot be sent: {error}") from error
 
 
 def _more(more: More) -> dict[str, Any]:

@@ -37,8 +37,18 @@ class Beam(TypedDict, total=False):
     special_tokens: Literal["special", "literal"]
 
 
-class BeamOptions(TypedDict, total=False):
+class CallOptions(TypedDict, total=False):
     """What every call can be told.
+
+    Attributes:
+        timeout: seconds to wait for an answer, of a stream for its next bytes; None waits for ever.
+    """
+
+    timeout: float | None
+
+
+class BeamOptions(CallOptions, total=False):
+    """What every call that takes a context can be told.
 
     Attributes:
         beam: the beam's parameters.
@@ -118,7 +128,7 @@ def options_json(options: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         TypeError: when one is not what it should be.
     """
-    body = dict(options)
+    body = {name: value for name, value in options.items() if name != "timeout"}
     beam = body.pop("beam", None)
     if beam is not None:
         body["beam"] = _beam_json(beam)

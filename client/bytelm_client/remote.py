@@ -13,6 +13,7 @@ import asyncio
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from types import TracebackType
 from typing import Literal, Self, Unpack
 
 import numpy as np
@@ -34,11 +35,12 @@ AT_ONCE = 100
 class RemoteByteLM(StatefulByteLM):
     """A byte LM's state on a server; see ``initial``. An immutable value, as local states are.
 
-    >>> state = await RemoteByteLM.initial(client)  # doctest: +SKIP
-    >>> state = await state.prefill(b"The capital of Fran")  # doctest: +SKIP
-    >>> (await state.logp_next()).argmax()  # doctest: +SKIP
+    >>> async with await RemoteByteLM.initial(client) as state:  # doctest: +SKIP
+    ...     state = await state.prefill(b"The capital of Fran")
+    ...     (await state.logp_next()).argmax()
     99
 
+    Leaving ``async with`` ends the sessions of all states that came of the same ``initial``.
     ``<<`` is one call. ``greedy`` and ``sample`` are one call for the whole text, too, unless the
     draw is a function of one's own.
     """
@@ -61,7 +63,8 @@ class RemoteByteLM(StatefulByteLM):
         """The state before any byte, or after a context.
 
         Args:
-            client: the server's, or its address; None for the usual one.
+            client: the server's, or its address; None for the usual one. One that is made here is
+                closed with its last state.
             context: text, segments or messages that come first.
             options: the beam's parameters and others, see ``SessionOptions``.
 
@@ -71,11 +74,25 @@ class RemoteByteLM(StatefulByteLM):
         """
         if isinstance(client, Client):
             raise TypeError(f"a remote state is awaited: give AsyncClient({client.base_url!r})")
-        if not isinstance(client, AsyncClient):
-            client = AsyncClient(client)
+        keeper = _Keeper(client)
         with _as_the_library():
-            session = await client.session(context, **options)
-        return cls(_Handle(session, _Keeper(client)), _bytes_of(context), False, False)
+            try:
+                session = await keeper.client.session(context, **options)
+            except BaseException:
+                await keeper.close()
+                raise
+        return cls(_Handle(session, keeper), _bytes_of(context), False, False)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self._handle.keeper.end_all()
 
     @property
     def session(self) -> AsyncSession:
@@ -212,20 +229,40 @@ class _Handle:
         self._end = weakref.finalize(self, keeper.forget, session)
         # At exit there is no time left; the session expires by itself.
         self._end.atexit = False
+        keeper.living.add(self)
 
     def release(self) -> None:
         """End the session now."""
+        self.keeper.living.discard(self)
         self._end()
 
 
 class _Keeper:
-    """Ends sessions that nobody refers to any more, many by one call."""
+    """Ends sessions that nobody refers to any more, many by one call.
 
-    def __init__(self, client: AsyncClient) -> None:
-        self._client = client
+    Attributes:
+        client: what they are reached by.
+        living: those that somebody refers to.
+    """
+
+    def __init__(self, client: AsyncClient | str | None) -> None:
+        self._closes = not isinstance(client, AsyncClient)
+        self.client = client if isinstance(client, AsyncClient) else AsyncClient(client)
+        self.living: weakref.WeakSet[_Handle] = weakref.WeakSet()
         self._loop = asyncio.get_running_loop()
         self._forgotten: list[AsyncSession] = []
         self._sweeping: asyncio.Task[None] | None = None
+
+    async def end_all(self) -> None:
+        """End all sessions."""
+        for handle in list(self.living):
+            handle.release()
+        await self.sweep()
+
+    async def close(self) -> None:
+        """Close a client that was made here and is of no more use."""
+        if self._closes and not self.living:
+            await self.client.aclose()
 
     def forget(self, session: AsyncSession) -> None:
         """Note that a session is to end; from any thread, at any time."""
@@ -238,6 +275,7 @@ class _Keeper:
         self._start()
         if self._sweeping is not None:
             await asyncio.shield(self._sweeping)
+        await self.close()
 
     def _start(self) -> None:
         if self._forgotten and (self._sweeping is None or self._sweeping.done()):
@@ -249,7 +287,7 @@ class _Keeper:
             del self._forgotten[:AT_ONCE]
             # Those that it fails for have ended already, or will expire by themselves.
             with suppress(BytelmClientError, RuntimeError):
-                await self._client.batch([session.plan.delete() for session in some])
+                await self.client.batch([session.plan.delete() for session in some])
 
 
 @contextmanager

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,7 @@ from bytelm.errors import ContextTooLong, InputError
 from bytelm.prefill import TrunkFinder
 from bytelm.vocab import ByteVocab
 from bytelm_client import AsyncClient, Client
-from bytelm_client.results import Vocab
+from bytelm_client.results import Model, Vocab
 
 if TYPE_CHECKING:
     from bytelm.genlm import GenlmModel
@@ -27,9 +28,11 @@ AT_ONCE = 64
 
 
 class RemoteTokenLM:
-    """A server's model as an ``AsyncTokenLM``. Making it fetches the vocabulary, some megabytes.
+    """A server's model as an ``AsyncTokenLM``. Making it waits for the vocabulary, some megabytes;
+    in an event loop, ``start`` lets others go on meanwhile.
 
-    >>> state = await ByteBeamState.initial(RemoteTokenLM(url), BeamParams(K=5))  # doctest: +SKIP
+    >>> async with await RemoteTokenLM.start(url) as lm:  # doctest: +SKIP
+    ...     state = await ByteBeamState.initial(lm, BeamParams(K=5))
 
     Evaluations that are asked for together are one call. The server tells what its tokens are, but
     not how it tokenizes: without a ``vocab``, states read long texts byte by byte.
@@ -61,16 +64,43 @@ class RemoteTokenLM:
         retries: int = 3,
         vocab: ByteVocab | None = None,
     ) -> None:
-        with Client(base_url, api_key=api_key, timeout=timeout, retries=retries) as client:
-            (model,) = client.models()
-            told = client.vocab()
-        if vocab is None:
-            vocab = _read(told)
-        elif vocab.fingerprint() != told.fingerprint:
-            raise InputError("the vocabulary is not that of the server's model")
+        with Client(base_url, api_key=api_key, timeout=timeout, retries=retries) as eager:
+            (model,) = eager.models()
+            told = eager.vocab()
+        client = AsyncClient(base_url, api_key=api_key, timeout=timeout, retries=retries)
+        self._begin(client, model, _agreed(told, vocab))
+
+    @classmethod
+    async def start(
+        cls, client: AsyncClient | str | None = None, *, vocab: ByteVocab | None = None
+    ) -> Self:
+        """The same; others go on meanwhile.
+
+        Args:
+            client: the server's, or its address; None for the usual one. ``aclose`` closes it.
+            vocab: the model's vocabulary, if it is known here.
+
+        Raises:
+            InputError: when ``vocab`` is not that of the server's model.
+            BytelmClientError: when the server refuses, or does not answer.
+        """
+        if not isinstance(client, AsyncClient):
+            client = AsyncClient(client)
+        try:
+            (model,) = await client.models()
+            told = await client.vocab()
+            vocab = await asyncio.to_thread(_agreed, told, vocab)
+        except BaseException:
+            await client.aclose()
+            raise
+        lm = cls.__new__(cls)
+        lm._begin(client, model, vocab)
+        return lm
+
+    def _begin(self, client: AsyncClient, model: Model, vocab: ByteVocab) -> None:
         self.vocab = vocab
         self.max_context_tokens: int | None = model.limits["context_tokens"]
-        self.client = AsyncClient(base_url, api_key=api_key, timeout=timeout, retries=retries)
+        self.client = client
         self._at_once = min(AT_ONCE, model.limits["contexts"] or AT_ONCE)
         self._waiting: list[tuple[list[int], asyncio.Future[NDArray[np.float32]]]] = []
         self._calls: set[asyncio.Task[None]] = set()
@@ -101,6 +131,17 @@ class RemoteTokenLM:
         """Close the connections."""
         await self.client.aclose()
 
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
     def _send(self) -> None:
         """Make calls of all that was asked for since the last time."""
         waiting, self._waiting = self._waiting, []
@@ -127,7 +168,12 @@ class RemoteTokenLM:
                 row.set_result(told.logprobs)
 
 
-def _read(told: Vocab) -> ByteVocab:
+def _agreed(told: Vocab, vocab: ByteVocab | None) -> ByteVocab:
+    """The vocabulary that is known here, if it is the server's; else as the server tells it."""
+    if vocab is not None:
+        if vocab.fingerprint() != told.fingerprint:
+            raise InputError("the vocabulary is not that of the server's model")
+        return vocab
     vocab = ByteVocab(
         token_bytes=told.token_bytes,
         eos_token_ids=told.eos,

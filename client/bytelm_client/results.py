@@ -9,6 +9,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+EOS_INDEX = 256
+"""The place of EOS in ``NextBytes.logprobs``. The library's arrays have another: ``bytelm.EOS``."""
+
 
 @dataclass(frozen=True)
 class Usage:
@@ -56,7 +59,7 @@ class NextBytes:
     """The distribution over the next byte.
 
     Attributes:
-        logprobs: float64 ``[257]``, natural logarithms: 256 bytes, then EOS.
+        logprobs: float64 ``[257]``, natural logarithms: 256 bytes, then EOS (``EOS_INDEX``).
         usage: what the whole call took.
     """
 
@@ -66,11 +69,11 @@ class NextBytes:
     @property
     def eos(self) -> float:
         """The log-probability that the text ends here."""
-        return float(self.logprobs[256])
+        return float(self.logprobs[EOS_INDEX])
 
     def top(self, k: int) -> list[tuple[bytes, float]]:
         """The ``k`` most probable bytes with their log-probabilities, best first."""
-        best = np.argsort(-self.logprobs[:256], kind="stable")[:k]
+        best = np.argsort(-self.logprobs[:EOS_INDEX], kind="stable")[:k]
         return [(bytes([b]), float(self.logprobs[b])) for b in best]
 
 

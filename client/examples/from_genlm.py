@@ -18,23 +18,21 @@ from bytelm_client import RemoteByteLM, RemoteTokenLM
 
 
 async def main() -> None:
-    llm = RemoteTokenLM()
+    llm = await RemoteTokenLM.start()
 
     beam = await ByteBeamState.initial(llm, BeamParams(K=5))
     beam = await beam.prefill(b"An apple a day keeps the ")
     logp = await beam.logp_next()
     print(logp.pretty().top(5))
     print(await beam.greedy(b"", steps=12))
+    await llm.aclose()
 
     # What genlm-bytes does by default; the server's own defaults are faster.
-    remote = await RemoteByteLM.initial(beam={"K": 5, "prune_threshold": 0}, prefill="exact")
-    remote = await remote.prefill(b"An apple a day keeps the ")
-    logp = await remote.logp_next()
-    print(logp.pretty().top(5))
-    print(await remote.greedy(b"", steps=12))
-
-    await remote.cleanup()
-    await llm.aclose()
+    async with await RemoteByteLM.initial(beam=BeamParams(K=5), prefill="exact") as remote:
+        remote = await remote.prefill(b"An apple a day keeps the ")
+        logp = await remote.logp_next()
+        print(logp.pretty().top(5))
+        print(await remote.greedy(b"", steps=12))
 
 
 if __name__ == "__main__":

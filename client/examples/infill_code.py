@@ -19,8 +19,9 @@ AFTER = """
 
 def infill(client: Client, before: str, after: str, candidates: int = 8) -> str:
     """The middle, of so many that were drawn, after which the end is likeliest."""
-    drawn = client.sample(before, 16, n=candidates, stop="\n", seed=1, temperature=0.8)
-    middles = sorted({one.bytes for one in (drawn if isinstance(drawn, list) else [drawn])})
+    # A list of contexts gives a list, however many are drawn of each.
+    drawn = client.sample([before], 16, n=candidates, stop="\n", seed=1, temperature=0.8)
+    middles = sorted({one.bytes for one in drawn})
     # The middle counts, too: what hardly follows the beginning is no completion.
     scores = client.score(before, [middle + after.encode() for middle in middles])
     best = max(range(len(middles)), key=lambda i: scores[i].logprob)

@@ -328,7 +328,11 @@ def test_the_key_is_sent_with_every_call(monkeypatch: pytest.MonkeyPatch) -> Non
             keys.append(request.headers.get("authorization"))
             return httpx.Response(200, json={"status": "ready"})
 
-        client = Client("http://nowhere", api_key=api_key, transport=httpx.MockTransport(answer))
+        client = Client(
+            "http://nowhere",
+            api_key=api_key,
+            http=httpx.Client(transport=httpx.MockTransport(answer)),
+        )
         client.health()
         assert str(api_key) not in repr(client)
         return keys[0]

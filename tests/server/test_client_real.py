@@ -164,8 +164,7 @@ def test_examples_run(real: str, name: str) -> None:
 def test_nothing_is_left_on_the_server(real: str) -> None:
     with Client(real) as client:
         left = list(client.sessions())
-    # The two states that from_genlm.py still referred to when it ended.
-    assert len(left) <= 2
+    assert left == []
 
 
 def test_a_command_starts_its_own_model_and_ends_it() -> None:

@@ -1,8 +1,11 @@
 """Programs that use the client run without a warning, with all that Python has to warn of."""
 
 import os
+import re
 import subprocess
 import sys
+import textwrap
+from pathlib import Path
 
 import pytest
 
@@ -71,3 +74,40 @@ def quietly(url: str, *arguments: str) -> str:
 )
 def test_a_stream_is_left(url: str, how: str) -> None:
     quietly(url, "-c", LEAVING.replace("HOW", how))
+
+
+EXAMPLES = Path(__file__).parents[2] / "client" / "examples"
+README = (Path(__file__).parents[2] / "README.md").read_text()
+
+
+@pytest.mark.parametrize("example", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)
+def test_an_example_runs(url: str, example: Path) -> None:
+    assert quietly(url, str(example))
+
+
+AWAITED = """
+import asyncio
+from bytelm_client import RemoteByteLM
+
+async def main() -> None:
+BODY
+asyncio.run(main())
+"""
+
+
+def readme_programs() -> list[str]:
+    """The README's Python that needs no model of one's own; what is awaited gets a loop."""
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    ours = [block for block in blocks if "bytelm_client" in block or "RemoteByteLM" in block]
+    return [
+        AWAITED.replace("BODY", textwrap.indent(block, "    ")) if "import" not in block else block
+        for block in ours
+    ]
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_the_readmes_python_runs(url: str, number: int) -> None:
+    programs = readme_programs()
+    assert len(programs) == 3
+    # The server of tests makes no more than 64 bytes at a time.
+    quietly(url, "-c", programs[number].replace(", 200)", ", 60)"))

@@ -276,6 +276,34 @@ async def test_a_failed_step_leaves_nothing(client: AsyncClient, url: str) -> No
     assert living(url) - before == set()
 
 
+async def test_leaving_a_state_ends_all_that_came_of_it(client: AsyncClient, url: str) -> None:
+    before = living(url)
+    async with await RemoteByteLM.initial(client, "a") as state:
+        first = state
+        between = await state.prefill(b"b")
+        state = await (between << 99)
+        assert len(living(url) - before) == 3
+    assert living(url) - before == set()
+    assert await client.health() == "ready"
+    for old in (first, between, state):
+        with pytest.raises(NotFound):
+            await old.logp_next()
+
+
+async def test_a_client_made_for_states_ends_with_the_last(url: str) -> None:
+    before = living(url)
+    async with await RemoteByteLM.initial(url, "a") as state:
+        own = state._handle.keeper.client
+        other = await (state << 98)
+        await state.cleanup()
+        assert not own._http.is_closed
+        await other.cleanup()
+        assert own._http.is_closed
+    with pytest.raises(ContextTooLong):
+        await RemoteByteLM.initial(url, "x" * 300)
+    assert living(url) - before == set()
+
+
 # Ensembles of remote states.
 
 
@@ -314,9 +342,8 @@ async def test_an_ensemble_of_a_local_and_a_remote_model(client: AsyncClient, lm
 
 @pytest.fixture
 async def remote_lm(url: str) -> AsyncIterator[RemoteTokenLM]:
-    lm = RemoteTokenLM(url)
-    yield lm
-    await lm.aclose()
+    async with await RemoteTokenLM.start(url) as lm:
+        yield lm
 
 
 async def test_a_remote_token_lm_is_the_model(remote_lm: RemoteTokenLM, lm: Any) -> None:
@@ -355,6 +382,16 @@ async def test_with_the_vocabulary_at_hand_they_are_prefilled_fast(url: str, lm:
 def test_another_vocabulary_is_refused(url: str, toys: dict[str, StubLM]) -> None:
     with pytest.raises(InputError, match="not that of the server"):
         RemoteTokenLM(url, vocab=toys["one"].vocab)
+
+
+async def test_so_it_is_when_others_go_on(url: str, lm: Any, toys: dict[str, StubLM]) -> None:
+    with pytest.raises(InputError, match="not that of the server"):
+        await RemoteTokenLM.start(url, vocab=toys["one"].vocab)
+    async with await RemoteTokenLM.start(AsyncClient(url), vocab=lm.vocab) as started:
+        assert started.vocab is lm.vocab
+    waited = RemoteTokenLM(url)
+    assert waited.vocab.fingerprint() == lm.vocab.fingerprint()
+    await waited.aclose()
 
 
 async def test_a_cancelled_evaluation_leaves_the_others(remote_lm: RemoteTokenLM, lm: Any) -> None:

@@ -100,7 +100,7 @@ sent: list[str] = []
 def test_an_error_names_its_request(handler: Handler) -> None:
     sent.clear()
     transport = httpx.MockTransport(handler)
-    with Client("http://nowhere", transport=transport, retries=0) as client:
+    with Client("http://nowhere", http=httpx.Client(transport=transport), retries=0) as client:
         with pytest.raises(BytelmClientError) as caught:
             client.greedy(["a", "b"], 3)
         assert caught.value.request_id == (sent[0] if sent else "of the server")
@@ -111,7 +111,7 @@ def test_an_error_names_its_request(handler: Handler) -> None:
 @pytest.mark.parametrize("handler", [refused, broken_off])
 def test_so_does_that_of_a_stream(handler: Handler) -> None:
     transport = httpx.MockTransport(handler)
-    client = Client("http://nowhere", transport=transport, retries=0)
+    client = Client("http://nowhere", http=httpx.Client(transport=transport), retries=0)
     with client, pytest.raises(BytelmClientError) as caught:
         list(client.stream_greedy("a", 3))
     assert caught.value.request_id == "of the server"
@@ -150,6 +150,6 @@ def test_a_client_of_a_loop_that_is_over_says_so() -> None:
         async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
             raise RuntimeError("Event loop is closed")
 
-    client = AsyncClient("http://nowhere", transport=OfItsLoop())
+    client = AsyncClient("http://nowhere", http=httpx.AsyncClient(transport=OfItsLoop()))
     with pytest.raises(Closed, match="of no use any more: Event loop is closed"):
         asyncio.run(client.health())

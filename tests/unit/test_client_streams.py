@@ -25,7 +25,7 @@ Answering = Callable[[bytes], Client]
 def answering() -> Answering:
     def client(body: bytes) -> Client:
         transport = httpx.MockTransport(lambda request: httpx.Response(200, content=body))
-        return Client("http://nowhere", transport=transport, retries=0)
+        return Client("http://nowhere", http=httpx.Client(transport=transport), retries=0)
 
     return client
 
@@ -92,7 +92,7 @@ def test_a_stream_that_was_left_says_so(answering: Answering, read: int) -> None
 
 async def test_so_says_an_awaited_one() -> None:
     transport = httpx.MockTransport(lambda request: httpx.Response(200, content=EVENT + FAILED))
-    client = AsyncClient("http://nowhere", transport=transport, retries=0)
+    client = AsyncClient("http://nowhere", http=httpx.AsyncClient(transport=transport), retries=0)
     async with client, client.stream_greedy("x", 3) as stream:
         assert await anext(stream) == b"he"
         for _ in range(2):

@@ -50,12 +50,12 @@ NOWHERE = httpx.MockTransport(unreachable)
 )
 def test_a_value_that_is_no_json(call: Callable[[Client], Any]) -> None:
     told = pytest.raises(CannotSend, match="surrogates not allowed|not JSON compliant")
-    with Client("http://nowhere", transport=NOWHERE) as client, told:
+    with Client("http://nowhere", http=httpx.Client(transport=NOWHERE)) as client, told:
         call(client)
 
 
 async def test_a_value_that_is_no_json_is_told_by_the_other_client_too() -> None:
-    async with AsyncClient("http://nowhere", transport=NOWHERE) as client:
+    async with AsyncClient("http://nowhere", http=httpx.AsyncClient(transport=NOWHERE)) as client:
         with pytest.raises(CannotSend):
             await client.greedy(HALF, 3)
 
@@ -89,7 +89,7 @@ def client(sent: dict[str, Any]) -> Client:
             )
         return httpx.Response(200, json={"results": [], "usage": USAGE, **SESSION})
 
-    return Client("http://nowhere", transport=httpx.MockTransport(answer))
+    return Client("http://nowhere", http=httpx.Client(transport=httpx.MockTransport(answer)))
 
 
 USAGE = {"bytes_in": 0, "bytes_out": 0, "evaluations": 0}

@@ -33,7 +33,7 @@ def event(version: int, length: int) -> dict[str, Any]:
 def test_the_newest_answer_counts_whenever_it_comes(calls: SessionCalls) -> None:
     for seed in range(20):
         calls.info = SessionInfo.from_json(said(1, 5))
-        asked = [calls.get() for _ in range(8)]
+        asked = [calls.get({}) for _ in range(8)]
         answers = [said(2 + i // 2, 10 + i // 2, i) for i in range(8)]
         order = random.Random(seed).sample(range(8), 8)
         for i in order:
@@ -44,7 +44,7 @@ def test_the_newest_answer_counts_whenever_it_comes(calls: SessionCalls) -> None
 def test_a_stream_and_calls_beside_it_count_once(calls: SessionCalls) -> None:
     follow = calls.follower()
     follow(event(2, 6))
-    calls.get().read(said(9, 13))
+    calls.get({}).read(said(9, 13))
     for version in range(3, 10):
         follow(event(version, version + 4))
         assert (calls.info.version, calls.info.length) == (9, 13)
@@ -53,10 +53,10 @@ def test_a_stream_and_calls_beside_it_count_once(calls: SessionCalls) -> None:
 
 
 def test_a_version_that_a_server_lost_is_believed(calls: SessionCalls) -> None:
-    calls.get().read(said(7, 70))
-    calls.get().read(said(4, 40))
+    calls.get({}).read(said(7, 70))
+    calls.get({}).read(said(4, 40))
     assert (calls.info.version, calls.info.length) == (4, 40)
-    late = calls.get()
-    calls.get().read(said(6, 60))
+    late = calls.get({})
+    calls.get({}).read(said(6, 60))
     late.read(said(5, 50))
     assert calls.info.version == 6

@@ -16,6 +16,7 @@ from bytelm_client._session_calls import create_call, resume_call
 from bytelm_client.contexts import Context, Contexts, Ids, Text, Texts
 from bytelm_client.options import (
     BeamOptions,
+    CallOptions,
     GreedyOptions,
     SampleOptions,
     ScoreOptions,
@@ -52,7 +53,8 @@ class AsyncClient(BaseClient):
         timeout: seconds to wait for an answer; None waits for ever.
         retries: how often a call is sent again when the connection breaks, or when the server
             cannot answer now; with growing waits, or those that the server asks for.
-        transport: how to reach the server, where that is not by its address alone.
+        http: what calls go through, where they need a proxy, certificates of one's own
+            (``verify``) or another transport; its owner closes it, its timeouts do not count.
     """
 
     def __init__(
@@ -62,19 +64,18 @@ class AsyncClient(BaseClient):
         api_key: str | None = None,
         timeout: float | None = 600.0,
         retries: int = 3,
-        transport: httpx.AsyncBaseTransport | None = None,
+        http: httpx.AsyncClient | None = None,
     ) -> None:
         super().__init__(base_url, api_key=api_key, timeout=timeout, retries=retries)
-        self._http = httpx.AsyncClient(
-            timeout=self.timeout,
-            limits=CONNECTIONS,
-            transport=transport,
-            verify=self._verify,
-        )
+        if not isinstance(http, httpx.AsyncClient | None):
+            raise TypeError(f"http is an httpx.AsyncClient, not {http!r:.60}")
+        self._closes = http is None
+        self._http = http or httpx.AsyncClient(limits=CONNECTIONS, verify=self._verify)
 
     async def aclose(self) -> None:
         """Close the connections."""
-        await self._http.aclose()
+        if self._closes:
+            await self._http.aclose()
 
     async def __aenter__(self) -> Self:
         return self
@@ -100,35 +101,36 @@ class AsyncClient(BaseClient):
                 if call.expects(response):
                     return response
                 await response.aread()
-                wait = attempts.after_answer(response)
+                wait, why = attempts.after_answer(response), f"status {response.status_code}"
                 if wait is None:
                     return response
             except httpx.HTTPError as error:
-                wait = attempts.after_error(error)
+                wait, why = attempts.after_error(error), str(error) or type(error).__name__
                 if wait is None:
                     raise self._failed(error, request) from error
             except RuntimeError as error:
                 raise self._failed(error, request) from error
+            self._tell_of_another(request, why, wait)
             await asyncio.sleep(wait)
 
     def _opening(self, call: Call[SessionInfo]) -> Opening:
         return Opening(self, call)
 
-    async def call(self, path: str, body: Mapping[str, Any]) -> Any:
+    async def call(self, path: str, body: Mapping[str, Any], **options: Unpack[CallOptions]) -> Any:
         """The answer to any call that changes nothing, as the API has both."""
-        return await self._send(Call("POST", path, lambda answer: answer, body))
+        return await self._send(self._any(path, body, options))
 
-    async def health(self) -> str:
+    async def health(self, **options: Unpack[CallOptions]) -> str:
         """``"ready"``, or ``"starting"``, ``"draining"`` or ``"dead"``."""
-        return await self._send(self._health())
+        return await self._send(self._health(options))
 
-    async def models(self) -> list[Model]:
+    async def models(self, **options: Unpack[CallOptions]) -> list[Model]:
         """The models that the server answers for."""
-        return await self._send(self._models())
+        return await self._send(self._models(options))
 
-    async def vocab(self) -> Vocab:
+    async def vocab(self, **options: Unpack[CallOptions]) -> Vocab:
         """The model's vocabulary; some megabytes for a large one."""
-        return await self._send(self._vocab())
+        return await self._send(self._vocab(options))
 
     @overload
     async def next_bytes(self, context: Context, **options: Unpack[BeamOptions]) -> NextBytes: ...
@@ -243,25 +245,26 @@ class AsyncClient(BaseClient):
         """
         return self._opening(create_call(kind, context, options))
 
-    async def resume(self, session_id: str) -> AsyncSession:
+    async def resume(self, session_id: str, **options: Unpack[CallOptions]) -> AsyncSession:
         """A session that there is already, by its id."""
-        return AsyncSession(self, await self._send(resume_call(session_id)))
+        return AsyncSession(self, await self._send(resume_call(session_id, options)))
 
-    async def sessions(self) -> AsyncIterator[SessionInfo]:
+    async def sessions(self, **options: Unpack[CallOptions]) -> AsyncIterator[SessionInfo]:
         """All sessions of this key, oldest first."""
         after: str | None = ""
         while after is not None:
-            page, after = await self._send(self._page(after))
+            page, after = await self._send(self._page(after, options))
             for info in page:
                 yield info
 
-    async def batch(self, calls: Sequence[Call[Any]]) -> list[Any]:
+    async def batch(self, calls: Sequence[Call[Any]], **options: Unpack[CallOptions]) -> list[Any]:
         """Many calls of sessions in one, run together.
 
         >>> client.batch([one.plan.advance(b"a"), other.plan.next()])  # doctest: +SKIP
 
         Args:
             calls: of any sessions' ``plan``; those of one session happen in their order.
+            options: see ``CallOptions``.
 
         Returns:
             What each call gives.
@@ -269,12 +272,16 @@ class AsyncClient(BaseClient):
         Raises:
             ItemsFailed: when some fail; it has the others' results.
         """
-        return await self._send(self._batch(calls))
+        return await self._send(self._batch(calls, options))
 
     @overload
-    async def token_logprobs(self, contexts: Ids) -> NextTokens: ...
+    async def token_logprobs(self, contexts: Ids, **options: Unpack[CallOptions]) -> NextTokens: ...
     @overload
-    async def token_logprobs(self, contexts: Sequence[Ids]) -> list[NextTokens]: ...
-    async def token_logprobs(self, contexts: Ids | Sequence[Ids]) -> NextTokens | list[NextTokens]:
+    async def token_logprobs(
+        self, contexts: Sequence[Ids], **options: Unpack[CallOptions]
+    ) -> list[NextTokens]: ...
+    async def token_logprobs(
+        self, contexts: Ids | Sequence[Ids], **options: Unpack[CallOptions]
+    ) -> NextTokens | list[NextTokens]:
         """The distribution over the token after one context of token ids, or after each."""
-        return await self._send(self._token_logprobs(contexts))
+        return await self._send(self._token_logprobs(contexts, options))

@@ -7,7 +7,7 @@ from bytelm_client._async.stream import AsyncStream
 from bytelm_client._handle import BaseSession
 from bytelm_client._session_calls import More
 from bytelm_client.errors import BytelmClientError, Gone, NotFound
-from bytelm_client.options import GreedyOptions, SampleOptions
+from bytelm_client.options import CallOptions, GreedyOptions, SampleOptions
 from bytelm_client.results import Candidate, Continuation, NextBytes, NextTokens, SessionInfo
 
 if TYPE_CHECKING:
@@ -47,32 +47,37 @@ class AsyncSession(BaseSession):
             if error is None:
                 raise
 
-    async def refresh(self) -> SessionInfo:
+    async def refresh(self, **options: Unpack[CallOptions]) -> SessionInfo:
         """What the session is now."""
-        return await self._send(self._calls.get())
+        return await self._send(self._calls.get(options))
 
-    async def candidates(self) -> list[Candidate]:
+    async def candidates(self, **options: Unpack[CallOptions]) -> list[Candidate]:
         """The tokenizations that the session follows, best first."""
-        return await self._send(self._calls.candidates())
+        return await self._send(self._calls.candidates(options))
 
-    async def next(self, *, prune: bool = False) -> NextBytes:
+    async def next(self, *, prune: bool = False, **options: Unpack[CallOptions]) -> NextBytes:
         """The distribution over the next byte; of the pruned state with ``prune``.
 
         Raises:
             TypeError: in a token session; see ``next_tokens``.
         """
-        return await self._send(self._calls.next(prune))
+        return await self._send(self._calls.next(prune, options))
 
-    async def next_tokens(self) -> NextTokens:
+    async def next_tokens(self, **options: Unpack[CallOptions]) -> NextTokens:
         """The distribution over the next token of a token session.
 
         Raises:
             TypeError: in a byte session; see ``next``.
         """
-        return await self._send(self._calls.next_tokens())
+        return await self._send(self._calls.next_tokens(options))
 
     async def advance(
-        self, more: More, *, prune: bool = True, if_version: int | None = None
+        self,
+        more: More,
+        *,
+        prune: bool = True,
+        if_version: int | None = None,
+        **options: Unpack[CallOptions],
     ) -> SessionInfo:
         """Move on, byte by byte or token by token.
 
@@ -80,8 +85,9 @@ class AsyncSession(BaseSession):
             more: what to consume.
             prune: prune the beam before each byte, as walks do.
             if_version: only if the session has this version.
+            options: see ``CallOptions``.
         """
-        return await self._send(self._calls.move("advance", more, if_version, prune=prune))
+        return await self._send(self._calls.move("advance", more, if_version, options, prune=prune))
 
     async def prefill(
         self,
@@ -89,6 +95,7 @@ class AsyncSession(BaseSession):
         *,
         prefill: Literal["fast", "exact"] | None = None,
         if_version: int | None = None,
+        **options: Unpack[CallOptions],
     ) -> SessionInfo:
         """Move on by a long text, which is read at once instead of byte by byte.
 
@@ -96,8 +103,11 @@ class AsyncSession(BaseSession):
             more: what to consume.
             prefill: how; None: as the session was made.
             if_version: only if the session has this version.
+            options: see ``CallOptions``.
         """
-        return await self._send(self._calls.move("prefill", more, if_version, prefill=prefill))
+        return await self._send(
+            self._calls.move("prefill", more, if_version, options, prefill=prefill)
+        )
 
     def fork(
         self,
@@ -106,6 +116,7 @@ class AsyncSession(BaseSession):
         prune: bool = True,
         ttl: float | None = None,
         if_version: int | None = None,
+        **options: Unpack[CallOptions],
     ) -> "Opening":
         """A second session at the same state, moved on at once by ``advance``; this one stays.
 
@@ -116,8 +127,9 @@ class AsyncSession(BaseSession):
             prune: prune its beam before each byte.
             ttl: seconds without use after which it expires; None: as this one.
             if_version: only if this session has this version.
+            options: see ``CallOptions``.
         """
-        return self._client._opening(self._calls.fork(advance, prune, ttl, if_version))
+        return self._client._opening(self._calls.fork(advance, prune, ttl, if_version, options))
 
     async def greedy(
         self,
@@ -180,6 +192,6 @@ class AsyncSession(BaseSession):
         call = self._calls.stream("sample", steps, {"advance": advance, **options})
         return AsyncStream(self._client, call, self if advance else None)
 
-    async def delete(self) -> None:
+    async def delete(self, **options: Unpack[CallOptions]) -> None:
         """End the session."""
-        return await self._send(self._calls.delete())
+        return await self._send(self._calls.delete(options))

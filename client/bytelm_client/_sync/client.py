@@ -15,6 +15,7 @@ from bytelm_client._sync.stream import Stream
 from bytelm_client.contexts import Context, Contexts, Ids, Text, Texts
 from bytelm_client.options import (
     BeamOptions,
+    CallOptions,
     GreedyOptions,
     SampleOptions,
     ScoreOptions,
@@ -51,7 +52,8 @@ class Client(BaseClient):
         timeout: seconds to wait for an answer; None waits for ever.
         retries: how often a call is sent again when the connection breaks, or when the server
             cannot answer now; with growing waits, or those that the server asks for.
-        transport: how to reach the server, where that is not by its address alone.
+        http: what calls go through, where they need a proxy, certificates of one's own
+            (``verify``) or another transport; its owner closes it, its timeouts do not count.
     """
 
     def __init__(
@@ -61,19 +63,18 @@ class Client(BaseClient):
         api_key: str | None = None,
         timeout: float | None = 600.0,
         retries: int = 3,
-        transport: httpx.BaseTransport | None = None,
+        http: httpx.Client | None = None,
     ) -> None:
         super().__init__(base_url, api_key=api_key, timeout=timeout, retries=retries)
-        self._http = httpx.Client(
-            timeout=self.timeout,
-            limits=CONNECTIONS,
-            transport=transport,
-            verify=self._verify,
-        )
+        if not isinstance(http, httpx.Client | None):
+            raise TypeError(f"http is an httpx.Client, not {http!r:.60}")
+        self._closes = http is None
+        self._http = http or httpx.Client(limits=CONNECTIONS, verify=self._verify)
 
     def close(self) -> None:
         """Close the connections."""
-        self._http.close()
+        if self._closes:
+            self._http.close()
 
     def __enter__(self) -> Self:
         return self
@@ -99,35 +100,36 @@ class Client(BaseClient):
                 if call.expects(response):
                     return response
                 response.read()
-                wait = attempts.after_answer(response)
+                wait, why = attempts.after_answer(response), f"status {response.status_code}"
                 if wait is None:
                     return response
             except httpx.HTTPError as error:
-                wait = attempts.after_error(error)
+                wait, why = attempts.after_error(error), str(error) or type(error).__name__
                 if wait is None:
                     raise self._failed(error, request) from error
             except RuntimeError as error:
                 raise self._failed(error, request) from error
+            self._tell_of_another(request, why, wait)
             time.sleep(wait)
 
     def _opening(self, call: Call[SessionInfo]) -> Session:
         return Session(self, self._send(call))
 
-    def call(self, path: str, body: Mapping[str, Any]) -> Any:
+    def call(self, path: str, body: Mapping[str, Any], **options: Unpack[CallOptions]) -> Any:
         """The answer to any call that changes nothing, as the API has both."""
-        return self._send(Call("POST", path, lambda answer: answer, body))
+        return self._send(self._any(path, body, options))
 
-    def health(self) -> str:
+    def health(self, **options: Unpack[CallOptions]) -> str:
         """``"ready"``, or ``"starting"``, ``"draining"`` or ``"dead"``."""
-        return self._send(self._health())
+        return self._send(self._health(options))
 
-    def models(self) -> list[Model]:
+    def models(self, **options: Unpack[CallOptions]) -> list[Model]:
         """The models that the server answers for."""
-        return self._send(self._models())
+        return self._send(self._models(options))
 
-    def vocab(self) -> Vocab:
+    def vocab(self, **options: Unpack[CallOptions]) -> Vocab:
         """The model's vocabulary; some megabytes for a large one."""
-        return self._send(self._vocab())
+        return self._send(self._vocab(options))
 
     @overload
     def next_bytes(self, context: Context, **options: Unpack[BeamOptions]) -> NextBytes: ...
@@ -238,25 +240,26 @@ class Client(BaseClient):
         """
         return self._opening(create_call(kind, context, options))
 
-    def resume(self, session_id: str) -> Session:
+    def resume(self, session_id: str, **options: Unpack[CallOptions]) -> Session:
         """A session that there is already, by its id."""
-        return Session(self, self._send(resume_call(session_id)))
+        return Session(self, self._send(resume_call(session_id, options)))
 
-    def sessions(self) -> Iterator[SessionInfo]:
+    def sessions(self, **options: Unpack[CallOptions]) -> Iterator[SessionInfo]:
         """All sessions of this key, oldest first."""
         after: str | None = ""
         while after is not None:
-            page, after = self._send(self._page(after))
+            page, after = self._send(self._page(after, options))
             for info in page:
                 yield info
 
-    def batch(self, calls: Sequence[Call[Any]]) -> list[Any]:
+    def batch(self, calls: Sequence[Call[Any]], **options: Unpack[CallOptions]) -> list[Any]:
         """Many calls of sessions in one, run together.
 
         >>> client.batch([one.plan.advance(b"a"), other.plan.next()])  # doctest: +SKIP
 
         Args:
             calls: of any sessions' ``plan``; those of one session happen in their order.
+            options: see ``CallOptions``.
 
         Returns:
             What each call gives.
@@ -264,12 +267,16 @@ class Client(BaseClient):
         Raises:
             ItemsFailed: when some fail; it has the others' results.
         """
-        return self._send(self._batch(calls))
+        return self._send(self._batch(calls, options))
 
     @overload
-    def token_logprobs(self, contexts: Ids) -> NextTokens: ...
+    def token_logprobs(self, contexts: Ids, **options: Unpack[CallOptions]) -> NextTokens: ...
     @overload
-    def token_logprobs(self, contexts: Sequence[Ids]) -> list[NextTokens]: ...
-    def token_logprobs(self, contexts: Ids | Sequence[Ids]) -> NextTokens | list[NextTokens]:
+    def token_logprobs(
+        self, contexts: Sequence[Ids], **options: Unpack[CallOptions]
+    ) -> list[NextTokens]: ...
+    def token_logprobs(
+        self, contexts: Ids | Sequence[Ids], **options: Unpack[CallOptions]
+    ) -> NextTokens | list[NextTokens]:
         """The distribution over the token after one context of token ids, or after each."""
-        return self._send(self._token_logprobs(contexts))
+        return self._send(self._token_logprobs(contexts, options))

@@ -7,7 +7,7 @@ from bytelm_client._handle import BaseSession
 from bytelm_client._session_calls import More
 from bytelm_client._sync.stream import Stream
 from bytelm_client.errors import BytelmClientError, Gone, NotFound
-from bytelm_client.options import GreedyOptions, SampleOptions
+from bytelm_client.options import CallOptions, GreedyOptions, SampleOptions
 from bytelm_client.results import Candidate, Continuation, NextBytes, NextTokens, SessionInfo
 
 if TYPE_CHECKING:
@@ -46,32 +46,37 @@ class Session(BaseSession):
             if error is None:
                 raise
 
-    def refresh(self) -> SessionInfo:
+    def refresh(self, **options: Unpack[CallOptions]) -> SessionInfo:
         """What the session is now."""
-        return self._send(self._calls.get())
+        return self._send(self._calls.get(options))
 
-    def candidates(self) -> list[Candidate]:
+    def candidates(self, **options: Unpack[CallOptions]) -> list[Candidate]:
         """The tokenizations that the session follows, best first."""
-        return self._send(self._calls.candidates())
+        return self._send(self._calls.candidates(options))
 
-    def next(self, *, prune: bool = False) -> NextBytes:
+    def next(self, *, prune: bool = False, **options: Unpack[CallOptions]) -> NextBytes:
         """The distribution over the next byte; of the pruned state with ``prune``.
 
         Raises:
             TypeError: in a token session; see ``next_tokens``.
         """
-        return self._send(self._calls.next(prune))
+        return self._send(self._calls.next(prune, options))
 
-    def next_tokens(self) -> NextTokens:
+    def next_tokens(self, **options: Unpack[CallOptions]) -> NextTokens:
         """The distribution over the next token of a token session.
 
         Raises:
             TypeError: in a byte session; see ``next``.
         """
-        return self._send(self._calls.next_tokens())
+        return self._send(self._calls.next_tokens(options))
 
     def advance(
-        self, more: More, *, prune: bool = True, if_version: int | None = None
+        self,
+        more: More,
+        *,
+        prune: bool = True,
+        if_version: int | None = None,
+        **options: Unpack[CallOptions],
     ) -> SessionInfo:
         """Move on, byte by byte or token by token.
 
@@ -79,8 +84,9 @@ class Session(BaseSession):
             more: what to consume.
             prune: prune the beam before each byte, as walks do.
             if_version: only if the session has this version.
+            options: see ``CallOptions``.
         """
-        return self._send(self._calls.move("advance", more, if_version, prune=prune))
+        return self._send(self._calls.move("advance", more, if_version, options, prune=prune))
 
     def prefill(
         self,
@@ -88,6 +94,7 @@ class Session(BaseSession):
         *,
         prefill: Literal["fast", "exact"] | None = None,
         if_version: int | None = None,
+        **options: Unpack[CallOptions],
     ) -> SessionInfo:
         """Move on by a long text, which is read at once instead of byte by byte.
 
@@ -95,8 +102,9 @@ class Session(BaseSession):
             more: what to consume.
             prefill: how; None: as the session was made.
             if_version: only if the session has this version.
+            options: see ``CallOptions``.
         """
-        return self._send(self._calls.move("prefill", more, if_version, prefill=prefill))
+        return self._send(self._calls.move("prefill", more, if_version, options, prefill=prefill))
 
     def fork(
         self,
@@ -105,6 +113,7 @@ class Session(BaseSession):
         prune: bool = True,
         ttl: float | None = None,
         if_version: int | None = None,
+        **options: Unpack[CallOptions],
     ) -> "Session":
         """A second session at the same state, moved on at once by ``advance``; this one stays.
 
@@ -113,8 +122,9 @@ class Session(BaseSession):
             prune: prune its beam before each byte.
             ttl: seconds without use after which it expires; None: as this one.
             if_version: only if this session has this version.
+            options: see ``CallOptions``.
         """
-        return self._client._opening(self._calls.fork(advance, prune, ttl, if_version))
+        return self._client._opening(self._calls.fork(advance, prune, ttl, if_version, options))
 
     def greedy(
         self,
@@ -175,6 +185,6 @@ class Session(BaseSession):
         call = self._calls.stream("sample", steps, {"advance": advance, **options})
         return Stream(self._client, call, self if advance else None)
 
-    def delete(self) -> None:
+    def delete(self, **options: Unpack[CallOptions]) -> None:
         """End the session."""
-        return self._send(self._calls.delete())
+        return self._send(self._calls.delete(options))

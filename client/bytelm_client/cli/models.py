@@ -167,7 +167,10 @@ async def served_here(lm: "AsyncTokenLM", settings: ServerSettings) -> "AsyncIte
                     serving.result()
                 await asyncio.sleep(0.01)
             transport = httpx.AsyncHTTPTransport(uds=path)
-            async with AsyncClient("http://127.0.0.1", transport=transport) as client:
+            async with (
+                httpx.AsyncClient(transport=transport) as http,
+                AsyncClient("http://127.0.0.1", http=http) as client,
+            ):
                 yield client
         finally:
             server.should_exit = True
