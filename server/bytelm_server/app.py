@@ -10,7 +10,7 @@ from fastapi.security import HTTPBearer
 
 from bytelm.settings import ServerSettings
 from bytelm.token_lm import AsyncTokenLM
-from bytelm_server import errors
+from bytelm_server import documentation, errors
 from bytelm_server.backend import Backend, OpenLM
 from bytelm_server.disconnect import ClientGone
 from bytelm_server.doors import Doors, listed
@@ -102,7 +102,12 @@ def create_app(
             yield
 
     app = FastAPI(
-        title="bytelm", version=version("bytelm"), description=_about(), lifespan=lifespan
+        title="bytelm",
+        version=version("bytelm"),
+        description=_about(),
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
     )
     app.state.backend = backend
     app.state.sessions = sessions
@@ -113,6 +118,7 @@ def create_app(
     needs_key = [Security(_BEARER)] if keys.required else []
     app.include_router(router, dependencies=needs_key)
     app.include_router(session_router, dependencies=needs_key)
+    documentation.install(app)
     errors.install(app)
     app.add_exception_handler(ClientGone, _nobody_reads)
     # The last one comes first.

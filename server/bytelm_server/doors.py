@@ -24,11 +24,12 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from bytelm.settings import ServerSettings
+from bytelm_server import documentation
 from bytelm_server.callers import Caller
 from bytelm_server.errors import CallError, answer
 from bytelm_server.keys import Keys
 
-OPEN = {"/health", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"}
+OPEN = {"/health", "/openapi.json", *documentation.PATHS}
 
 
 class KeyMissing(CallError):

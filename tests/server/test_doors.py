@@ -70,6 +70,8 @@ def test_a_call_with_another_key(locked: httpx.Client, secret: str) -> None:
     [
         ("/health", False),
         ("/docs", False),
+        ("/docs/swagger-ui-bundle.js", False),
+        ("/docs/nothing.js", True),
         ("/openapi.json", False),
         ("/v1/models", True),
         ("/v1/vocab", True),
