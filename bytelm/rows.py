@@ -298,7 +298,7 @@ class RowSource:
 
     def knows(self, context: tuple[int, ...]) -> bool:
         """Whether a context is not evaluated again."""
-        return context in self._known
+        return bool(self._known) and context in self._known
 
     def knowing(self, known: Mapping[tuple[int, ...], Awaitable[NDArray[np.float32]]]) -> RowSource:
         """The same, but contexts in ``known`` are not evaluated again."""

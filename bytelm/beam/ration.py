@@ -1,8 +1,8 @@
 """How many evaluations the walk behind a trunk takes, whatever the text.
 
 The canonical ones are asked for in advance; of others, each byte of the walk has its share. Where
-ambiguous bytes took more than theirs, the walk goes on narrow until its share has grown again: of
-all extensions it takes the one that has more than half of the probability, if there is one.
+ambiguous bytes took more than theirs, the walk goes on narrow until its share has grown again: it
+takes what was asked for, and of others the one that has more than half of the probability, if any.
 
 This module must not know beams.
 """
@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from bytelm.beam.params import BeamParams
 
-RATION = 28
+RATION = 20
 """Evaluations of one walk, those in advance included."""
 NARROW = 0.5
 """The threshold of a walk that took more than its share."""

@@ -575,12 +575,15 @@ class ByteBeamState(StatefulByteLM):
             need_one: take the heaviest extension if none weighs enough.
         """
         found = [one for one in self._extensions() if self._fits(len(one.path))]
-        wanted, others = found, []
+        wanted: list[_Wanted] = []
+        others: list[_Wanted] = []
         if found:
             least = log_sum([log_z, *(one.weight for one in found)])
             least += self.params.log_prune_threshold
-            wanted = [one for one in found if one.weight > least]
-            others = [one for one in found if not one.weight > least]
+            for one in found:
+                # What was asked for in advance costs nothing.
+                enough = one.weight > least or self.source.knows(one.path)
+                (wanted if enough else others).append(one)
         if self._roots:
             roots = [_Wanted((-1, i), *root) for i, root in enumerate(self._roots)]
             wanted = wanted + [one for one in roots if self._fits(len(one.path))]

@@ -12,6 +12,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 
 from bytelm import prefill
 from bytelm.beam import BeamParams, ByteBeamState
+from bytelm.beam import state as state_module
 from bytelm.errors import BeamError, ContextTooLong, EmptyBeam, VocabError
 from bytelm.logprobs import EOS
 from bytelm.prefill import LEAST_BYTES, LEAST_TOKENS, MOST_BYTES, MOST_TOKENS, Trunk, TrunkFinder
@@ -213,6 +214,19 @@ async def test_what_a_fast_prefill_evaluates_is_bounded_whatever_the_text(text, 
     state = await (await initial(lm, USUAL, initial_context=[0])).prefill(text)
     await state.logp_next()
     assert len(lm.contexts) <= 40
+
+
+@pytest.mark.parametrize("seed", range(8))
+async def test_a_walk_that_spent_its_ration_still_takes_what_is_canonical(seed, monkeypatch):
+    monkeypatch.setattr(state_module, "RATION", 0)
+    lm, text = (
+        _Recording(TRAINED, seed),
+        b"The capital of France is Paris, isn't it? We're sure tha",
+    )
+    beam = BeamParams(K=None, prune_threshold=1e-9)
+    state = await (await initial(lm, beam, initial_context=[0])).prefill(text)
+    canonical = (0, *TRAINED.encode(text))
+    assert canonical[:-1] in [one.tokens for one in state]
 
 
 @pytest.mark.parametrize("text", [b"a" * 9000, b" " * 100_000, b"_" * 50_000, b"Zq" * 20_000])
