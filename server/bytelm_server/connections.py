@@ -161,6 +161,10 @@ class Connection(HttpToolsProtocol):
         length = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
         if length > self._settings.max_header_bytes:
             self._refuse_overhead()
+        elif self.parser.should_upgrade() and _have_body(self.headers):
+            # The parser would take the body for the other protocol.
+            message = "this server speaks HTTP/1.1 only: send the call without the header Upgrade"
+            self._refuse(400, invalid_request(message, "invalid_http"))
         else:
             super().on_headers_complete()
             self._enter(Stage.BODY)
@@ -186,6 +190,10 @@ class Connection(HttpToolsProtocol):
     def send_400_response(self, msg: str) -> None:
         """The parser does not understand what comes."""
         self._refuse(400, invalid_request("this is no HTTP request", "invalid_http"))
+
+    def _unsupported_upgrade_warning(self) -> None:
+        # The call is answered as it is; the parser takes no other one after it.
+        self._listen_no_more()
 
     def look(self) -> None:
         """End the connection if its client takes too long; called once a second."""
@@ -275,6 +283,10 @@ class Connection(HttpToolsProtocol):
         if self._left is None or self._left - left >= LEAST_READ:
             self._left, self._unread_age = left, 0
         return self._unread_age > self._settings.unread_seconds
+
+
+def _have_body(headers: list[tuple[bytes, bytes]]) -> bool:
+    return any(name in (b"content-length", b"transfer-encoding") for name, _ in headers)
 
 
 def _in_kernel(transport: asyncio.Transport) -> int:

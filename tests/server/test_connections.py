@@ -149,6 +149,23 @@ def test_what_is_no_http_is_answered_in_the_one_shape(url: str, raw: Callable[[s
     assert connection.rest() == b""
 
 
+@pytest.mark.parametrize("protocol", ["h2c", "websocket"])
+def test_a_wish_for_another_protocol_is_not_heard(
+    url: str, raw: Callable[[str], Raw], protocol: str
+) -> None:
+    wish = f"Connection: Upgrade\r\nUpgrade: {protocol}\r\n"
+    connection = raw(url)
+    connection.send(GET[:-2] + f"{wish}\r\n".encode() + GET)
+    assert connection.answer()[0] == 200
+    assert connection.rest() == b""  # what follows would not be understood
+    connection, body = raw(url), '{"context": "the", "steps": 2}'
+    connection.send(f"{HEAD}{wish}Content-Length: {len(body)}\r\n\r\n{body}".encode())
+    status, said = connection.answer()
+    assert (status, said["error"]["code"]) == (400, "invalid_http")
+    assert "Upgrade" in said["error"]["message"]
+    assert connection.rest() == b""
+
+
 @pytest.mark.parametrize(
     "before", [b"", GET], ids=["on a new connection", "behind an answered call"]
 )
@@ -343,11 +360,12 @@ def test_an_answer_that_is_read_late_is_whole(url: str) -> None:
 def test_a_stream_that_nobody_reads_ends(
     start_stub: Callable[..., str], until: Callable[[Callable[[], bool]], None]
 ) -> None:
-    many = ("max_contexts", "max_results", "max_total_steps")
+    many = ("max_contexts", "max_results", "max_total_steps", "max_body_bytes")
     url = start_stub(
-        *("--set", "unread_seconds=1"), *(p for name in many for p in ("--set", f"{name}=10000"))
+        *("--set", "unread_seconds=1"), *(p for name in many for p in ("--set", f"{name}=1000000"))
     )
-    wide = {"contexts": [f"{i} " for i in range(150)], "steps": 64, "beam": {"K": 1}}
+    # Its events cost little, and are more than all buffers on the way hold.
+    wide = {"contexts": ["hello", *[{"base64": "!"}] * 6000], "steps": 2}
     with reluctant(url, "/v1/greedy", {**wide, "stream": True}):
         until(lambda: ended(url, "unread") == 1)
         until(lambda: count(url, "bytelm_requests_in_progress") == 1)
