@@ -27,7 +27,7 @@ AROUND = 10
 @pytest.fixture(scope="module")
 def busy(run_stub: Callable[..., object]) -> str:
     """A server over a real vocabulary."""
-    stub = run_stub("call_seconds=6", "body_seconds=20", script=HERE / "busy_server.py")
+    stub = run_stub("call_seconds=4", "body_seconds=20", script=HERE / "busy_server.py")
     return str(stub.url)  # type: ignore[attr-defined]
 
 
