@@ -111,6 +111,13 @@ class ServerSettings(BaseSettings):
         0.01, ge=0, lt=1, description="Prune threshold of calls that name none."
     )
 
+    default_tokenizations: Literal["all", "canonical"] = Field(
+        "all", description="What calls that do not say sum over."
+    )
+    default_keep_canonical: bool = Field(
+        True, description="Whether calls that do not say keep the canonical tokenization."
+    )
+
     max_K: int | None = Field(
         64, ge=1, description="The widest beam that a call may ask for; none: any."
     )

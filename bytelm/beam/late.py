@@ -32,8 +32,8 @@ MOST = 64
 KEPT = 4
 """Then all but so many of the candidate's tokens are kept."""
 
-Admits = Callable[[Path, int], bool]
-"""Whether a candidate's tokens may go on with one more that has ended."""
+Extended = Callable[[Path, int], Path | None]
+"""A candidate's tokens and one more that has ended; None where it may not."""
 
 
 class Part(NamedTuple):
@@ -62,7 +62,7 @@ async def settle(
     log_z: float,
     log_threshold: float,
     fits: Callable[[int], bool],
-    admits: Admits,
+    extended: Extended,
 ) -> tuple[list[Part], Deferred]:
     """Evaluates the items whose time has come.
 
@@ -72,7 +72,7 @@ async def settle(
         log_z: the log of what is kept.
         log_threshold: the share of all from which on an item is evaluated, as a log.
         fits: whether so many tokens can be evaluated.
-        admits: which tokens may end.
+        extended: adds a token.
 
     Returns:
         The candidates that they became, and what is still deferred.
@@ -91,12 +91,12 @@ async def settle(
             node = source.trie.descend(item.since)
             part = Part.of(item.path, item.weight, row, source.trie, node)
             found += [part] if part is not None else []
-            items += _ended_since(source, item, row, fits, admits)
+            items += _ended_since(source, item, row, fits, extended)
     return found, deferred._replace(items=tuple(items))
 
 
 def _ended_since(
-    source: RowSource, item: Item, row: Row, fits: Callable[[int], bool], admits: Admits
+    source: RowSource, item: Item, row: Row, fits: Callable[[int], bool], extended: Extended
 ) -> Iterable[Item]:
     """An item's bytes as a token that ended meanwhile, and the bytes since that one."""
     if not fits(len(item.path) + 1):
@@ -109,10 +109,11 @@ def _ended_since(
         since = item.since[cut:]
         stands = source.stand_in.log_of(since, item.since[:cut])
         for place in range(trie.lo[node], trie.end[node]):
-            log_p, token = row.log_mass(place, place + 1), int(trie.order[place])
-            if log_p > -math.inf and admits(item.path, token):
+            log_p = row.log_mass(place, place + 1)
+            path = extended(item.path, int(trie.order[place])) if log_p > -math.inf else None
+            if path is not None:
                 weight = item.weight + log_p
-                yield Item((*item.path, token), since, weight, weight + stands)
+                yield Item(path, since, weight, weight + stands)
 
 
 class Known(NamedTuple):

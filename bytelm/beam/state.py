@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 from bytelm import read_ahead
 from bytelm.beam import kernels
 from bytelm.beam.deferred import NOTHING, POINTER, Deferred, Path
-from bytelm.beam.late import Known, Part, canonical, gather, settle, spell
+from bytelm.beam.judge import Judge
+from bytelm.beam.late import Known, Part, canonical, gather, settle
 from bytelm.beam.params import BeamParams
 from bytelm.beam.ration import RATION, narrowed
 from bytelm.byte_lm import StatefulByteLM
@@ -32,7 +33,7 @@ from bytelm.errors import BeamError, ContextTooLong, EmptyBeam, Terminated, Voca
 from bytelm.genlm import BackendLM, as_token_lm
 from bytelm.genlm_states import GenlmState, genlm_states
 from bytelm.healing import Reading, heal
-from bytelm.logprobs import EOS, Chart, LazyByteProbs, check_symbol, checked_bytes, escape
+from bytelm.logprobs import EOS, SIZE, Chart, LazyByteProbs, check_symbol, checked_bytes, escape
 from bytelm.prefill import JOINED, TAIL, Trunk, TrunkFinder
 from bytelm.read_ahead import Ahead
 from bytelm.rows import Row, RowSource
@@ -182,6 +183,7 @@ class ByteBeamState(StatefulByteLM):
         self._is_cut = is_cut
         self._ahead = ahead.of_candidates(source.trie, paths, candidates.node)
         self._deferred = deferred
+        self._judge = Judge.of(source.vocab, params.tokenizations, params.keep_canonical)
         self._log_z: float | None = None
         self._lost = _Lost()
 
@@ -330,8 +332,11 @@ class ByteBeamState(StatefulByteLM):
         top = self.logZ
         total = self._mixed()
         wanted, others = await self._wanted(top, need_one=not total.any())
-        for _, weight, row in await self._open(wanted):
-            total += math.exp(weight - top) * row.root
+        for one in await self._open(wanted):
+            root = one.row.root
+            if root[EOS] > 0.0 and not self._ends(one):
+                root = np.where(np.arange(SIZE) == EOS, 0.0, root)
+            total += math.exp(one.weight - top) * root
         if not total.any():
             raise EmptyBeam(
                 f"no candidate after {_ending(self.context)} can go on: all that are left stand at "
@@ -447,7 +452,7 @@ class ByteBeamState(StatefulByteLM):
         if self.params.K is not None:
             most = min(most, self.params.K)
         kept = list(range(most))
-        if self.params.keep_canonical:
+        if self.params.keep_canonical and most < len(weight):
             kept += [i for i in range(most, len(weight)) if self._is_canonical(i)]
         if len(kept) == len(weight):
             return self
@@ -642,18 +647,18 @@ class ByteBeamState(StatefulByteLM):
             text = self.source.vocab.token_bytes[token] + text
         return text
 
-    def _admits(self, path: Path, token: int) -> bool:
-        """Whether ``path`` may go on with a token that has ended."""
-        return True
+    def _extended(self, path: Path, token: int) -> Path | None:
+        """``path`` and a token that ended behind it; None if it may not."""
+        if self._judge is None:
+            return (*path, token)
+        return self._judge.extended(path, token, len(self._anchor))
 
     def _is_canonical(self, which: int) -> bool:
         """Whether a candidate is the canonical tokenization of the text."""
-        spelled = spell(self.source.vocab, self.source.trie, self._text, whole=False)
-        assert spelled is not None
-        tokens, partial = spelled
-        node = self._candidates.node[which]
-        path = self._paths[which][len(self._anchor) :]
-        return path == tokens and self.source.trie.prefix(node) == partial
+        tokens = self.source.trie.tokens_at(self._candidates.node[which]).tolist()
+        return self._judge is not None and self._judge.is_canonical(
+            self._paths[which], tokens, len(self._anchor)
+        )
 
     async def _ended(self, opened: list[_Opened], others: list[_Wanted]) -> Self:
         """The state after EOS; empty when nothing can end here."""
@@ -668,7 +673,8 @@ class ByteBeamState(StatefulByteLM):
 
     def _ends(self, one: _Opened) -> float:
         """The probability that the text ends behind tokens that ended."""
-        return float(one.row.root[EOS])
+        may_end = self._judge is None or self._judge.may_end(one.path, len(self._anchor))
+        return float(one.row.root[EOS]) if may_end else 0.0
 
     async def _settled(
         self,
@@ -693,7 +699,7 @@ class ByteBeamState(StatefulByteLM):
         deferred = self._deferred.after(b, log_q, [(o.path, o.weight) for o in others])
         log_z = log_sum([kernels.log_sum_exp(moved.weight), *(part.weight for part in parts)])
         late, deferred = await settle(
-            source, deferred, log_z, params.log_prune_threshold, self._fits, self._admits
+            source, deferred, log_z, params.log_prune_threshold, self._fits, self._extended
         )
         if not paths and not parts and not late:
             text = self._text + bytes([b])
@@ -753,9 +759,11 @@ class ByteBeamState(StatefulByteLM):
             return []
         trie = self.source.trie
         parent, token, weight = kernels.extensions(*self._candidates, trie.lo, trie.end, trie.order)
+        ended = zip(parent.tolist(), token.tolist(), weight.tolist(), strict=True)
         return [
-            _Wanted((i, t), (*self._paths[i], t), w)
-            for i, t, w in zip(parent.tolist(), token.tolist(), weight.tolist(), strict=True)
+            _Wanted((i, t), path, w)
+            for i, t, w in ended
+            if (path := self._extended(self._paths[i], t)) is not None
         ]
 
     def _joined(self, paths: list[Path], moved: _Candidates, parts: Iterable[Part | None]) -> Self:

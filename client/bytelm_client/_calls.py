@@ -10,6 +10,7 @@ from typing import Any, Generic, TypeVar
 
 import httpx
 import numpy as np
+from numpy.typing import NDArray
 
 from bytelm_client.errors import APIError, CannotSend, ItemsFailed, api_error_of
 from bytelm_client.results import Continuation, NextBytes, Score, Usage
@@ -151,8 +152,12 @@ def read_continuation(result: Mapping[str, Any], usage: Usage, place: int) -> Co
 
 def read_next_bytes(result: Mapping[str, Any], usage: Usage, place: int) -> NextBytes:
     """A result of next_bytes."""
-    logprobs = [*result["logprobs"], result["eos"]]
-    return NextBytes(np.array([_logprob(x) for x in logprobs]), usage)
+    kept = result.get("drawable")
+    return NextBytes(_distribution(result), usage, None if kept is None else _distribution(kept))
+
+
+def _distribution(told: Mapping[str, Any]) -> NDArray[np.float64]:
+    return np.array([_logprob(x) for x in (*told["logprobs"], told["eos"])])
 
 
 def read_score(result: Mapping[str, Any], usage: Usage, place: int) -> Score:

@@ -22,13 +22,17 @@ class Plan:
         """The tokenizations that the session follows, best first."""
         return self._calls.candidates(options)
 
-    def next(self, *, prune: bool = False, **options: Unpack[CallOptions]) -> Call[NextBytes]:
+    def next(
+        self, *, prune: bool = False, drawable: bool = False, **options: Unpack[CallOptions]
+    ) -> Call[NextBytes]:
         """The distribution over the next byte; of the pruned state with ``prune``.
+
+        With ``drawable`` also that which greedy and sampling choose from.
 
         Raises:
             TypeError: in a token session; see ``next_tokens``.
         """
-        return self._calls.next(prune, options)
+        return self._calls.next(prune, drawable, options)
 
     def next_tokens(self, **options: Unpack[CallOptions]) -> Call[NextTokens]:
         """The distribution over the next token of a token session.

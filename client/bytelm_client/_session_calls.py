@@ -99,7 +99,7 @@ class SessionCalls:
 
         return replace(self._look("", "get", read, options), params={"candidates": True})
 
-    def next(self, prune: bool, options: CallOptions) -> Call[NextBytes]:
+    def next(self, prune: bool, drawable: bool, options: CallOptions) -> Call[NextBytes]:
         """The distribution over the next byte.
 
         Raises:
@@ -114,7 +114,8 @@ class SessionCalls:
             told(answer["session"])
             return read_next_bytes(answer["results"][0], Usage(**answer["usage"]), 0)
 
-        params = {"prune": prune} if prune else None
+        asked = {"prune": prune, "drawable": drawable}
+        params = {name: value for name, value in asked.items() if value} or None
         return replace(self._look("/next", "next", read, options), params=params)
 
     def next_tokens(self, options: CallOptions) -> Call[NextTokens]:

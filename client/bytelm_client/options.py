@@ -26,6 +26,11 @@ class Beam(TypedDict, total=False):
         heal_max_backoff: the most bytes of a token that healing takes back; None for all.
         heal_max_splits: the most tokens that healing ends inside these; None for any number.
         special_tokens: ``"literal"`` reads special tokens as the bytes of their names.
+        deferred: keep the mass of what is dropped, so that no byte has probability zero that can
+            be spelled; False divides it away, as genlm-bytes does.
+        tokenizations: sum over ``"all"``, or over those that are ``"canonical"``; None for the
+            server's default.
+        keep_canonical: never drop the canonical tokenization; None for the server's default.
     """
 
     K: int | None
@@ -35,6 +40,9 @@ class Beam(TypedDict, total=False):
     heal_max_backoff: int | None
     heal_max_splits: int | None
     special_tokens: Literal["special", "literal"]
+    deferred: bool
+    tokenizations: Literal["all", "canonical"] | None
+    keep_canonical: bool | None
 
 
 class CallOptions(TypedDict, total=False):

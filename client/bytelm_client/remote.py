@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Literal, Self, Unpack
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bytelm.byte_lm import StatefulByteLM
 from bytelm.draws import GREEDY_BELOW, Draw
@@ -130,10 +131,10 @@ class RemoteByteLM(StatefulByteLM):
         self._check_open()
         if self._next is None:
             with _as_the_library():
-                told = await self.session.next(prune=self._pruned)
-            ps = np.full(SIZE, -np.inf)
-            ps[:256], ps[EOS] = told.logprobs[:256], told.eos
-            self._next = LazyByteProbs(ps)
+                told = await self.session.next(prune=self._pruned, drawable=True)
+            assert told.drawable is not None
+            kept = np.exp(_placed(told.drawable))
+            self._next = LazyByteProbs(_placed(told.logprobs), kept=kept)
         return self._next
 
     async def prefill(
@@ -314,3 +315,10 @@ def _bytes_of(context: Context | None) -> bytes:
             return b"".join(_bytes_of(part) for part in parts if not isinstance(part, Special))
         case _:
             return b""
+
+
+def _placed(logprobs: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Float64 ``[258]`` of the client's ``[257]``: EOS is at 257 instead of at 256."""
+    ps = np.full(SIZE, -np.inf)
+    ps[:256], ps[EOS] = logprobs[:256], logprobs[256]
+    return ps

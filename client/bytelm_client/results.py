@@ -61,10 +61,13 @@ class NextBytes:
     Attributes:
         logprobs: float64 ``[257]``, natural logarithms: 256 bytes, then EOS (``EOS_INDEX``).
         usage: what the whole call took.
+        drawable: what greedy and sampling choose from, in the same form: the same without what
+            stands in for tokenizations that nobody evaluated; None unless asked for.
     """
 
     logprobs: NDArray[np.float64]
     usage: Usage
+    drawable: NDArray[np.float64] | None = None
 
     @property
     def eos(self) -> float:

@@ -35,6 +35,13 @@ class Limits:
             heal_max_backoff=beam.heal_max_backoff,
             heal_max_splits=beam.heal_max_splits,
             special_tokens=beam.special_tokens,
+            deferred=beam.deferred,
+            tokenizations=beam.tokenizations or settings.default_tokenizations,
+            keep_canonical=(
+                settings.default_keep_canonical
+                if beam.keep_canonical is None
+                else beam.keep_canonical
+            ),
         )
 
     @property

@@ -90,6 +90,22 @@ class Beam(Body):
     heal_max_splits: int | None = Field(
         None, ge=0, description="Most tokens that healing ends inside these; null: any number."
     )
+    deferred: bool = Field(
+        True,
+        description="Keep the mass of what is dropped, so that no byte that the vocabulary can "
+        "spell has probability 0; in place of healing. `false` divides it away, as genlm-bytes "
+        "does.",
+    )
+    tokenizations: Literal["all", "canonical"] | None = Field(
+        None,
+        description="What is summed over: `all` tokenizations, or those that are `canonical`, "
+        "which the tokenizer itself can give; null: the server's default.",
+    )
+    keep_canonical: bool | None = Field(
+        None,
+        description="Never drop the candidate that is the canonical tokenization of the context; "
+        "null: the server's default.",
+    )
     special_tokens: Literal["special", "literal"] = Field(
         "special",
         description="`special` keeps special tokens out of texts; `literal` reads them as the "

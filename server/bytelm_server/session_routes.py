@@ -293,15 +293,18 @@ async def next_symbol(
         int | None, Query(ge=1, description="Only the most probable, this many.")
     ] = None,
     prune: Annotated[bool, Query(description="That of the pruned state.")] = False,
+    drawable: Annotated[
+        bool, Query(description="With what greedy and sampling choose from, nothing deferred.")
+    ] = False,
 ) -> Response:
     """The distribution over what comes next: bytes and EOS, or tokens.
 
     Token sessions need `top`, or `Accept: application/octet-stream` for the whole row.
     """
-    if top is None and not prune and _wants_octets(request):
+    if top is None and not prune and not drawable and _wants_octets(request):
         row = await work.result(calls.row(session_id))
         return _octets([row], row.shape)
-    call = bodies.NextCall(top=top, prune=prune)
+    call = bodies.NextCall(top=top, prune=prune, drawable=drawable)
     return JsonResponse(await work.result(calls.next(session_id, call)))
 
 

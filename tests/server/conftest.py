@@ -14,8 +14,9 @@ from typing import Any
 import httpx
 import pytest
 
-from bytelm.beam import BeamParams, ByteBeamState
+from bytelm.beam import ByteBeamState
 from bytelm.context import Context, begin
+from tests.served import served_params
 
 STUB_SERVER = Path(__file__).with_name("stub_server.py")
 
@@ -95,7 +96,7 @@ def begun(lm: Any) -> Callable[..., Coroutine[Any, Any, ByteBeamState]]:
     async def state_after(context: Context | bytes, mode: str = "fast", **params: Any) -> Any:
         if isinstance(context, bytes):
             context = Context.of(context)
-        wanted = BeamParams(**{"K": 5, "prune_threshold": 0.01, **params})
+        wanted = served_params(**params)
         return await begin(lm, wanted, context, mode=mode)
 
     return state_after

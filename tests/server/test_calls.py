@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from bytelm.beam import BeamParams, ByteBeamState
+from bytelm.beam import ByteBeamState
 from bytelm.draws import Choose, Draw
 from bytelm.generation import Generated, collect, generate
 from bytelm.logprobs import EOS, LazyByteProbs
+from tests.served import served_params
 
 CONTEXTS = [b"", b"hello", b"the thing ", b"\xff\xfe", "é".encode()[:1], b"an apple" * 5]
 
@@ -39,8 +40,7 @@ async def post(http: httpx.AsyncClient, path: str, body: dict[str, Any]) -> Any:
 
 
 async def state_after(lm: Any, data: bytes, **params: Any) -> ByteBeamState:
-    params = {"K": 5, "prune_threshold": 0.01, **params}
-    return await (await ByteBeamState.initial(lm, BeamParams(**params))).prefill(data)
+    return await (await ByteBeamState.initial(lm, served_params(**params))).prefill(data)
 
 
 async def continued(state: ByteBeamState, choose: Choose) -> Generated[ByteBeamState]:

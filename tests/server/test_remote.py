@@ -33,6 +33,7 @@ from bytelm.testing import (
 from bytelm.token_lm import AsyncTokenLM
 from bytelm_client import (
     AsyncClient,
+    Beam,
     CannotConnect,
     Client,
     NotFound,
@@ -42,6 +43,7 @@ from bytelm_client import (
     segments,
     special,
 )
+from tests.served import served_params
 
 TOY_SERVER = Path(__file__).with_name("toy_server.py")
 EXACT: Any = {"beam": {"K": None, "prune_threshold": 0}, "prefill": "exact"}
@@ -137,7 +139,7 @@ async def test_law_7_pruning_leaves_something(toy_client: AsyncClient) -> None:
 
 
 async def test_it_is_the_local_state(client: AsyncClient, lm: Any) -> None:
-    local = await ByteBeamState.initial(lm, BeamParams(K=5, prune_threshold=0.01))
+    local = await ByteBeamState.initial(lm, served_params())
     remote = await RemoteByteLM.initial(client)
     for b in b"the ant":
         assert np.array_equal((await local.logp_next()).ps, (await remote.logp_next()).ps)
@@ -151,7 +153,7 @@ async def test_it_is_the_local_state(client: AsyncClient, lm: Any) -> None:
 
 
 async def test_unpruned_steps_are_unpruned(client: AsyncClient, lm: Any) -> None:
-    local = await ByteBeamState.initial(lm, BeamParams(K=1, prune_threshold=0.01))
+    local = await ByteBeamState.initial(lm, served_params(K=1))
     remote = await RemoteByteLM.initial(client, beam={"K": 1})
     for b in b"the":
         local, remote = await (local << b), await (remote << b)
@@ -162,7 +164,7 @@ async def test_unpruned_steps_are_unpruned(client: AsyncClient, lm: Any) -> None
 
 
 async def test_draws_of_ones_own_walk(client: AsyncClient, lm: Any) -> None:
-    local = await ByteBeamState.initial(lm, BeamParams(K=5, prune_threshold=0.01))
+    local = await ByteBeamState.initial(lm, served_params())
     remote = await RemoteByteLM.initial(client)
 
     def second(p: Any) -> int:
@@ -221,7 +223,8 @@ async def test_a_draw_of_ones_own_ends_where_the_model_is_full(
 
 
 async def test_errors_are_those_of_local_states(client: AsyncClient) -> None:
-    state = await RemoteByteLM.initial(client, beam={"K": 1, "prune_threshold": 0.9, "heal": False})
+    beam: Beam = {"K": 1, "prune_threshold": 0.9, "heal": False, "deferred": False}
+    state = await RemoteByteLM.initial(client, beam=beam)
     state = await state.prefill(b"hheth", "exact")
     with pytest.raises(EmptyBeam, match="no tokenization"):
         await (state.prune() << ord("i"))
@@ -327,7 +330,7 @@ async def test_an_ensemble_over_two_servers_with_different_tokenizers(
 
 
 async def test_an_ensemble_of_a_local_and_a_remote_model(client: AsyncClient, lm: Any) -> None:
-    local = await ByteBeamState.initial(lm, BeamParams(K=5, prune_threshold=0.01))
+    local = await ByteBeamState.initial(lm, served_params())
     one, other = await local.prefill(b"the "), await RemoteByteLM.initial(client, b"an")
     both = Ensemble([one, other], mode="product")
     made = await both.greedy(b"", 5)
@@ -362,7 +365,7 @@ async def test_a_remote_token_lm_is_the_model(remote_lm: RemoteTokenLM, lm: Any)
 async def test_states_over_it_are_local_ones(
     remote_lm: RemoteTokenLM, lm: Any, text: bytes
 ) -> None:
-    params = BeamParams(K=5, prune_threshold=0.01)
+    params = served_params()
     remote = await (await ByteBeamState.initial(remote_lm, params)).prefill(text)
     # How the model tokenizes is not known here, so all of it is walked.
     local = await (await ByteBeamState.initial(lm, params)).prefill(text, mode="exact")
@@ -371,7 +374,7 @@ async def test_states_over_it_are_local_ones(
 
 async def test_with_the_vocabulary_at_hand_they_are_prefilled_fast(url: str, lm: Any) -> None:
     remote_lm = RemoteTokenLM(url, vocab=lm.vocab)
-    params = BeamParams(K=5, prune_threshold=0.01)
+    params = served_params()
     text = b"the ant and the other ants are all the same"
     remote = await (await ByteBeamState.initial(remote_lm, params)).prefill(text)
     local = await (await ByteBeamState.initial(lm, params)).prefill(text)

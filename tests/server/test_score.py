@@ -41,7 +41,7 @@ def test_a_score_is_the_chain_of_next_bytes(results: Any) -> None:
 
 
 def test_the_impossible_is_null(results: Any) -> None:
-    beam = {"K": 1, "prune_threshold": 0.9}
+    beam = {"K": 1, "prune_threshold": 0.9, "deferred": False}
     body = {"context": "hheth", "continuations": ["i", "ing"], "beam": beam, "prefill": "exact"}
     found = results("/v1/score", **body, per_byte=True)
     assert [r["logprobs"] for r in found] == [[None], [None] * 3]
@@ -49,7 +49,7 @@ def test_the_impossible_is_null(results: Any) -> None:
 
 
 def test_an_impossible_score_has_its_reason(results: Any) -> None:
-    beam = {"K": 1, "prune_threshold": 0.9}
+    beam = {"K": 1, "prune_threshold": 0.9, "deferred": False}
     body = {"context": "hheth", "continuations": ["i", "ing"], "beam": beam, "prefill": "exact"}
     for result in results("/v1/score", **body):
         assert result["reason"].startswith("byte 0 (0x69) has no probability after what comes")
@@ -65,6 +65,13 @@ def test_a_byte_that_cannot_be_spelled_is_the_reason(start_stub: Any) -> None:
     assert (
         bad["reason"] == "byte 1 (0x00) is in no token of the vocabulary: the model cannot spell it"
     )
+
+
+def test_what_is_dropped_is_not_impossible(results: Any) -> None:
+    beam = {"K": 1, "prune_threshold": 0.9}
+    body = {"context": "hheth", "continuations": ["i", "ing"], "beam": beam, "prefill": "exact"}
+    found = results("/v1/score", **body, per_byte=True)
+    assert all(x < 0 for one in found for x in one["logprobs"])
 
 
 async def test_a_score_has_a_context_of_any_kind(results: Any, begun: Any) -> None:

@@ -3,6 +3,7 @@
 import base64
 import itertools
 import json
+import math
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -117,6 +118,19 @@ async def test_a_session_stands_at_the_state_after_its_context(create, begun) ->
     assert (session.info["version"], session.info["length"]) == (1, 5)
     assert session.info["n_calls"] == session.info["usage"]["evaluations"] > 0
     assert session.next() == await ps(await begun(b"hello"))
+
+
+async def test_next_tells_what_may_be_drawn(create, begun, http) -> None:
+    beam = {"K": 1, "prune_threshold": 0.5}
+    session = create(context={"text": "hhet"}, prefill="exact", beam=beam)
+    answer = http.get(f"/v1/sessions/{session.id}/next", params={"drawable": True}).json()
+    want = await (await begun(b"hhet", "exact", **beam)).logp_next()
+    (result,) = answer["results"]
+    told = [-math.inf if x is None else x for x in result["drawable"]["logprobs"]]
+    assert told == want.drawable.ps[:256].tolist()
+    assert min(told) == -math.inf < min(x for x in result["logprobs"] if x is not None)
+    info = http.get(f"/v1/sessions/{session.id}", params={"candidates": True}).json()
+    assert info["deferred"] > 0
 
 
 async def test_it_begins_with_the_initial_context_where_none_is_given(create, begun) -> None:

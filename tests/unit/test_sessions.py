@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bytelm.beam import BeamParams
 from bytelm.context import Context, begin
 from bytelm.errors import EngineDead
 from bytelm.settings import ServerSettings
@@ -27,6 +26,7 @@ from bytelm_server.sessions.failures import NoSuchSession, StoreFull, VersionCon
 from bytelm_server.sessions.service import Sessions
 from bytelm_server.stores import Full, Record, Reply, SessionStore
 from bytelm_server.stores.memory import MemoryStore
+from tests.served import served_params
 
 MOST_PER_IDLE_SESSION = 64 * 1024
 
@@ -333,7 +333,7 @@ async def test_a_stream_that_is_left_leaves_the_state_of_the_bytes_that_were_tol
     if not in_memory:
         served.sessions.held.idle_seconds = 0
         served.sessions.held.drop_idle()
-    params = BeamParams(K=5, prune_threshold=0.01)
+    params = served_params()
     state = await begin(served.lm, params, Context.of(b"ab"))
     if method == "token":
         state = await state.prefill(told)

@@ -55,13 +55,17 @@ class AsyncSession(BaseSession):
         """The tokenizations that the session follows, best first."""
         return await self._send(self._calls.candidates(options))
 
-    async def next(self, *, prune: bool = False, **options: Unpack[CallOptions]) -> NextBytes:
+    async def next(
+        self, *, prune: bool = False, drawable: bool = False, **options: Unpack[CallOptions]
+    ) -> NextBytes:
         """The distribution over the next byte; of the pruned state with ``prune``.
+
+        With ``drawable`` also that which greedy and sampling choose from.
 
         Raises:
             TypeError: in a token session; see ``next_tokens``.
         """
-        return await self._send(self._calls.next(prune, options))
+        return await self._send(self._calls.next(prune, drawable, options))
 
     async def next_tokens(self, **options: Unpack[CallOptions]) -> NextTokens:
         """The distribution over the next token of a token session.

@@ -54,13 +54,17 @@ class Session(BaseSession):
         """The tokenizations that the session follows, best first."""
         return self._send(self._calls.candidates(options))
 
-    def next(self, *, prune: bool = False, **options: Unpack[CallOptions]) -> NextBytes:
+    def next(
+        self, *, prune: bool = False, drawable: bool = False, **options: Unpack[CallOptions]
+    ) -> NextBytes:
         """The distribution over the next byte; of the pruned state with ``prune``.
+
+        With ``drawable`` also that which greedy and sampling choose from.
 
         Raises:
             TypeError: in a token session; see ``next_tokens``.
         """
-        return self._send(self._calls.next(prune, options))
+        return self._send(self._calls.next(prune, drawable, options))
 
     def next_tokens(self, **options: Unpack[CallOptions]) -> NextTokens:
         """The distribution over the next token of a token session.

@@ -46,6 +46,16 @@ class Session(TypedDict):
         float, Field(description="When it expires if nobody uses it, in seconds since 1970.")
     ]
     candidates: NotRequired[list[Candidate]]
+    deferred: NotRequired[
+        Annotated[
+            float,
+            Field(
+                ge=0,
+                description="What stands in for tokenizations that nobody evaluated, as a multiple "
+                "of the candidates' probability.",
+            ),
+        ]
+    ]
 
 
 class Moved(Session):
@@ -93,10 +103,22 @@ class TokenSample(Sample):
     tokens: list[int]
 
 
+class NextBytesHere(NextBytes):
+    """The distribution after a session's state."""
+
+    drawable: NotRequired[NextBytes]
+
+
+class TopBytesHere(TopBytes):
+    """Its most probable bytes."""
+
+    drawable: NotRequired[TopBytes]
+
+
 class Next(TypedDict):
     """The distribution after a session's state."""
 
-    results: list[NextBytes | TopBytes | TopTokens]
+    results: list[NextBytesHere | TopBytesHere | TopTokens]
     usage: Usage
     session: Session
 

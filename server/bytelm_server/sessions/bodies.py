@@ -144,6 +144,11 @@ class NextCall(Body):
 
     top: int | None = Field(None, ge=1, description="Only the most probable, this many.")
     prune: bool = Field(False, description="That of the pruned state; byte sessions only.")
+    drawable: bool = Field(
+        False,
+        description="With what greedy and sampling choose from: the same without what is deferred. "
+        "Byte sessions only.",
+    )
 
 
 class GetCall(Body):

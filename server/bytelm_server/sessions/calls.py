@@ -141,6 +141,7 @@ class SessionCalls:
                 state, lm = await self.moves.state(held)
                 self._answering(state.tokens, "candidates")
                 answer["candidates"] = state.candidates()
+                answer["deferred"] = state.deferred
                 await self.moves.looked(held, lm)
             return answer
 
@@ -204,7 +205,7 @@ class SessionCalls:
 
         async def work(held: Held) -> Answer:
             state, lm = await self.moves.state(held)
-            result = await state.next(call.top, call.prune)
+            result = await state.next(call)
             await self.moves.looked(held, lm)
             return {"results": [result], "usage": usage_of(lm), "session": session_of(held)}
 

@@ -33,7 +33,7 @@ from bytelm_server.errors import FieldError
 from bytelm_server.requests import Drawing, Generation
 from bytelm_server.service import next_bytes
 from bytelm_server.sessions.answers import Candidate
-from bytelm_server.sessions.bodies import Input, Step
+from bytelm_server.sessions.bodies import Input, NextCall, Step
 from bytelm_server.token_rows import check_fits, check_ids, top_tokens
 
 
@@ -105,7 +105,7 @@ class SessionState(ABC):
         """The same by what is fastest for a long text."""
 
     @abstractmethod
-    async def next(self, top: int | None, prune: bool) -> Any:
+    async def next(self, call: NextCall) -> Any:
         """What comes next, as a result of the API."""
 
     @abstractmethod
@@ -120,6 +120,11 @@ class SessionState(ABC):
     @abstractmethod
     def candidates(self) -> list[Candidate]:
         """What the state is made of."""
+
+    @property
+    def deferred(self) -> float:
+        """What was not evaluated, as a multiple of the candidates' probability; else nothing."""
+        return 0.0
 
     @abstractmethod
     def packed(self, before: bytes) -> Packed:
@@ -207,12 +212,16 @@ class ByteState(SessionState):
     def _after(self, beam: ByteBeamState, by: Input) -> Self:
         return replace(self, beam=beam, consumed=self.consumed + text_length(by))
 
-    async def next(self, top: int | None, prune: bool) -> Any:
+    async def next(self, call: NextCall) -> Any:
         """See ``SessionState``."""
-        if top is not None and top > 256:
+        if call.top is not None and call.top > 256:
             raise FieldError("top can be at most 256 for bytes", "top")
-        beam = self.beam.prune() if prune else self.beam
-        return next_bytes((await beam.logp_next()).ps, top)
+        beam = self.beam.prune() if call.prune else self.beam
+        q = await beam.logp_next()
+        result: Any = next_bytes(q.ps, call.top)
+        if call.drawable:
+            result["drawable"] = next_bytes(q.drawable.ps, call.top)
+        return result
 
     async def grown(self, call: Generation, draw: Draw | None) -> AsyncIterator[Grown]:
         """See ``SessionState``."""
@@ -250,6 +259,11 @@ class ByteState(SessionState):
     def tokens(self) -> int:
         """See ``SessionState``."""
         return sum(len(candidate.tokens) for candidate in self.beam)
+
+    @property
+    def deferred(self) -> float:
+        """See ``SessionState``."""
+        return self.beam.deferred_share
 
     def candidates(self) -> list[Candidate]:
         """The beam's candidates, best first."""
@@ -360,15 +374,16 @@ class TokenState(SessionState):
         state = StatefulTokenizedLM(old.model, context, old.n_calls, most)
         return replace(self, lm_state=state, consumed=self.consumed + len(tokens))
 
-    async def next(self, top: int | None, prune: bool) -> Any:
+    async def next(self, call: NextCall) -> Any:
         """See ``SessionState``."""
-        if prune:
-            raise FieldError("prune goes with byte sessions only", "prune")
-        if top is None:
+        for name in ("prune", "drawable"):
+            if getattr(call, name):
+                raise FieldError(f"{name} goes with byte sessions only", name)
+        if call.top is None:
             raise FieldError(
                 "give top, or ask for the whole row with accept: application/octet-stream", "top"
             )
-        return top_tokens(await self.row(), top)
+        return top_tokens(await self.row(), call.top)
 
     async def row(self) -> NDArray[np.float32]:
         """The distribution over the next token, float32 ``[vocab.size]``."""
@@ -559,6 +574,9 @@ def _written(params: BeamParams) -> dict[str, Any]:
         "heal_max_splits": params.heal_max_splits,
         "special_tokens": params.special_tokens,
         "max_context_length": params.max_context_length,
+        "deferred": params.deferred,
+        "tokenizations": params.tokenizations,
+        "keep_canonical": params.keep_canonical,
     }
 
 
