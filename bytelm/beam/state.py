@@ -184,6 +184,10 @@ class ByteBeamState(StatefulByteLM):
         self._ahead = ahead.of_candidates(source.trie, paths, candidates.node)
         self._deferred = deferred
         self._judge = Judge.of(source.vocab, params.tokenizations, params.keep_canonical)
+        if self._judge is not None:
+            length = len(anchor)
+            self._paths = [self._judge.judged(path, length) for path in paths]
+            self._roots = [(self._judge.judged(path, length), weight) for path, weight in roots]
         self._log_z: float | None = None
         self._lost = _Lost()
 
