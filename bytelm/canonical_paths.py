@@ -105,6 +105,8 @@ class CanonicalPaths:
         self._pair = lru_cache(1 << 18)(self._is_pair)
         self._read = lru_cache(1 << 17)(self._read_characters)
         self._begun = lru_cache(1 << 12)(self._begun_by)
+        self._cut_between = lru_cache(1 << 12)(self._splitter.cuts_between)
+        self._forgotten_at = lru_cache(1 << 12)(self._splitter.forgets)
         self._fitting = lru_cache(64)(self._fits)
         self._comes_to_an_end = lru_cache(1 << 16)(self._search)
 
@@ -125,12 +127,34 @@ class CanonicalPaths:
             vocab.__dict__["_canonical_paths"] = paths
         return paths
 
-    def after(self, tokens: Sequence[int]) -> PathState | None:
-        """The state behind tokens; None where no canonical tokenization begins with them."""
+    def after(self, tokens: Sequence[int]) -> PathState:
+        """The state behind tokens that begin a canonical tokenization.
+
+        Looks only at those behind the last place where the text is cut for certain.
+        """
         state: PathState | None = self.start
-        for token_id in tokens:
+        for token_id in tokens[self._settled(tokens) :]:
             state = state and state.step(token_id)
+        if state is None:
+            raise ValueError("no text's canonical tokenization begins with these tokens")
         return state
+
+    def _settled(self, tokens: Sequence[int]) -> int:
+        """How many tokens the state behind all of them does not depend on."""
+        literals = self._pipeline.literals
+        for n in range(len(tokens) - 1, 0, -1):
+            if tokens[n] in literals or tokens[n - 1] in literals:
+                continue
+            left = self._read(b"", tokens[n - 1])
+            right = self._read(b"", tokens[n])
+            if not (left and left[0] and not left[1] and right and right[0]):
+                continue
+            first = right[0][0]
+            if self._cut_between(left[0][-1], first) or (
+                self._pipeline.whole is None and self._forgotten_at(first)
+            ):
+                return n
+        return 0
 
     def is_whole(self, readings: Readings) -> bool:
         """Whether the text may end here."""

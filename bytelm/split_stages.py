@@ -48,7 +48,7 @@ class Stage:
     that are tokens as they stand.
     """
 
-    def __init__(self, gaps: bool, literals: bool = False) -> None:
+    def __init__(self, gaps: bool, literals: tuple[str, ...] = ()) -> None:
         self.gaps = gaps
         self.literals = literals
         self.nodes = [Node()]
@@ -118,7 +118,7 @@ class Stage:
     @classmethod
     def of_literals(cls, texts: Iterable[str]) -> Stage:
         """Finds texts, of several that begin at one place the longest."""
-        stage = cls(gaps=True, literals=True)
+        stage = cls(gaps=True, literals=tuple(texts))
 
         def grown(texts: set[str]) -> int:
             ways = [
@@ -128,7 +128,7 @@ class Stage:
             ]
             return stage.add(Node(ways=(*ways, MATCH) if "" in texts else tuple(ways)))
 
-        stage.start = grown(set(texts))
+        stage.start = grown(set(stage.literals))
         return stage
 
 

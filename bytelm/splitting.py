@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Callable, Iterable
+from functools import cached_property
 from itertools import chain, product
 from typing import NamedTuple
 
@@ -161,7 +162,7 @@ class Splitter:
     def __init__(self, stages: tuple[Stage, ...], spells: Callable[[str], bool]) -> None:
         self._stages = stages
         self._machines = [_Machine(stage) for stage in stages]
-        self._literals = stages[0].literals
+        self._literals = bool(stages[0].literals)
         fresh = tuple(machine.fresh for machine in self._machines)
         self._states: list[tuple[_State, ...]] = [fresh]
         self._numbers = {fresh: 0}
@@ -259,6 +260,32 @@ class Splitter:
             for number in self.known_classes
             for after in self.step(self.start, number)
         )
+
+    def cuts_between(self, left: int, right: int) -> bool:
+        """Whether text is cut between two characters of these classes, wherever they are found."""
+        fresh = self.step(self.start, right)
+        return all(
+            not self.step(one, right)
+            and all(self.step(cut, right) in ((), fresh) for cut in self.cut(one))
+            for state in self._everywhere
+            for one in self.step(state, left)
+        )
+
+    def forgets(self, right: int) -> bool:
+        """Whether a character of a class leads to the same states, whatever is before it."""
+        fresh = self.step(self.start, right)
+        return all(self.step(state, right) in ((), fresh) for state in self._everywhere)
+
+    @cached_property
+    def _everywhere(self) -> list[int]:
+        """All states."""
+        found = [self.start]
+        for state in found:  # which grows
+            steps = [self.step(state, number) for number in self.known_classes]
+            literals = [self.literal(state, text) for text in self._stages[0].literals]
+            new = chain(self.cut(state), *steps, *literals)
+            found += [one for one in dict.fromkeys(new) if one not in found]
+        return found
 
     def _alive(self, state: int) -> bool:
         """Whether the text may end here, or behind some characters more."""

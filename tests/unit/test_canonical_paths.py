@@ -139,6 +139,33 @@ def test_states_are_equal_where_their_futures_are():
     assert one != walked(vocab, start, b"The dogx")
 
 
+@pytest.mark.parametrize("name", families.FAMILIES)
+def test_the_state_behind_known_tokens_is_that_of_stepping_through_them(name):
+    vocab, chance = families.family(name), random.Random(name)
+    paths = CanonicalPaths.of(vocab)
+    for _ in range(40):
+        data = b"".join(families.text(chance) for _ in range(3))
+        if (ids := families.encoded(vocab, data)) is not None:
+            assert paths.after(ids) == walked(vocab, paths.start, data)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "o200k", "deepseek", "mistral v1", "default model"])
+def test_the_state_behind_known_tokens_needs_only_the_last_of_them(name, monkeypatch):
+    vocab = families.family(name)
+    paths = CanonicalPaths.of(vocab)
+    ids = vocab.encode(b"The quick brown fox, and the lazy dog. " * 20)
+    steps: list[int] = []
+    step = PathState.step
+
+    def counted(state: PathState, token_id: int) -> PathState | None:
+        steps.append(token_id)
+        return step(state, token_id)
+
+    monkeypatch.setattr(PathState, "step", counted)
+    paths.after(ids)
+    assert len(steps) < 6
+
+
 def walked(vocab: ByteVocab, state: PathState, data: bytes) -> PathState:
     for token_id in vocab.encode(data):
         after = state.step(token_id)
