@@ -13,6 +13,10 @@ in states that hold only what the future depends on:
 - A token may end inside a character: its bytes wait for the others.
 - Bytes that are no UTF-8 end the text for the tokenizer; runs of them are spelled by longest match.
 
+- Where the tokenizer changes text (NFC, SentencePiece's mark for a space), `vocab.encode` spells
+  what was given by longest match. In such places, from where they may begin to the end of the
+  word, more than one tokenization is admitted; everywhere else exactly the canonical ones.
+
 A state is a set of such *readings*. It is admitted when one of them can come to an end: mostly at
 once, since a text may end, else some tokens later, which is looked for.
 
@@ -23,27 +27,29 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from itertools import chain
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 from bytelm.errors import VocabError
 from bytelm.pipeline import Pipeline
 from bytelm.splitting import Splitter
+from bytelm.text_changes import Beginnings, is_absorbed
 from bytelm.utf8 import BOUNDARY, state_after
 from bytelm.vocab import ByteVocab
 
 _NONE = -1
+_UNKNOWN = -2
 
 
 class TextReading(NamedTuple):
     """A way to read tokens as text.
 
     `split` is the splitter's state, `partial` the beginning of a character, `last` the token before
-    in the same piece (-1 at a cut), `piece` the piece's bytes where some longer piece may be looked
-    up as a whole.
+    in the same piece (-1 at a cut, -2 where text was changed), `piece` the piece's bytes where some
+    longer piece may be looked up as a whole.
     """
 
     split: int
@@ -63,9 +69,22 @@ class RawReading(NamedTuple):
     partial: bytes = b""
 
 
+class ChangeReading(NamedTuple):
+    """A way to read tokens as text that the tokenizer will have changed some characters later.
+
+    Longest match spelled `data` behind the splitter's state `split`; `tokens` are as in
+    `RawReading`.
+    """
+
+    split: int
+    data: bytes = b""
+    tokens: tuple[int, ...] = ()
+
+
+Reading = TextReading | RawReading | ChangeReading
 _START = TextReading(Splitter.start)
 _RAW = RawReading()
-Readings = frozenset[TextReading | RawReading]
+Readings = frozenset[Reading]
 
 
 @dataclass(frozen=True)
@@ -99,6 +118,7 @@ class CanonicalPaths:
         self._longest_match = vocab.encoder.longest_match
         self._distinct = sorted(set(vocab.token_bytes) - {b""})
         self._whole = sorted(pipeline.whole or ())
+        self._beginnings = Beginnings(pipeline.change, self._texts()) if pipeline.change else None
         self.start = PathState(frozenset({_START}), self)
         self.stepped = lru_cache(1 << 16)(self._stepped)
         self._alone = lru_cache(1 << 16)(self._is_alone)
@@ -141,9 +161,13 @@ class CanonicalPaths:
 
     def _settled(self, tokens: Sequence[int]) -> int:
         """How many tokens the state behind all of them does not depend on."""
-        literals = self._pipeline.literals
+        literals, change = self._pipeline.literals, self._pipeline.change
+        if change is not None:
+            text = self._vocab.decode(tokens).decode(errors="ignore")
+            if change.apply(text) != text:
+                return 0
         for n in range(len(tokens) - 1, 0, -1):
-            if tokens[n] in literals or tokens[n - 1] in literals:
+            if tokens[n] in literals or tokens[n - 1] in literals or self._is_changing(tokens, n):
                 continue
             left = self._read(b"", tokens[n - 1])
             right = self._read(b"", tokens[n])
@@ -156,10 +180,29 @@ class CanonicalPaths:
                 return n
         return 0
 
+    def _is_changing(self, tokens: Sequence[int], n: int) -> bool:
+        """Whether text that begins before a token may be changed by what follows this token."""
+        beginnings, data = self._beginnings, self._bytes[tokens[n]]
+        if beginnings is not None:
+            for token_id in reversed(tokens[max(n - 32, 0) : n]):
+                data = self._bytes[token_id] + data
+                text = _text(data)
+                if text is not None and beginnings.may_come(text, _open_end(data)):
+                    return True
+        return False
+
+    @property
+    def change(self) -> Callable[[str], str] | None:
+        """What the tokenizer does to text before it reads it.
+
+        Where it changes something, more than one tokenization is admitted.
+        """
+        return None if self._pipeline.change is None else self._pipeline.change.apply
+
     def is_whole(self, readings: Readings) -> bool:
         """Whether the text may end here."""
         return any(
-            isinstance(one, RawReading) or (one.last == _NONE and self._splitter.ends(one.split))
+            isinstance(one, RawReading) or (_is_cut(one) and self._splitter.ends(one.split))
             for one in readings
         )
 
@@ -183,6 +226,11 @@ class CanonicalPaths:
                 " use all tokenizations"
             )
 
+    def _texts(self) -> list[bytes]:
+        """The bytes of the tokens that the tokenizer finds as text."""
+        ids = set(range(self._vocab.size)) - self._pipeline.byte_ids
+        return [self._bytes[i] for i in ids if self._bytes[i]]
+
     def _can_spell(self, character: str) -> bool:
         known = self._pipeline.characters
         if known is not None:
@@ -192,24 +240,29 @@ class CanonicalPaths:
     def _stepped(self, readings: Readings, token_id: int) -> Readings | None:
         after = frozenset(found for one in readings for found in self._after(one, token_id))
         # Cuts first: what is inside a piece has to be searched for an end.
-        by_cost = sorted(after, key=lambda one: isinstance(one, TextReading) and one.last != _NONE)
+        by_cost = sorted(after, key=lambda one: not _is_cut(one))
         return after if any(map(self._may_end, by_cost)) else None
 
-    def _may_end(self, one: TextReading | RawReading) -> bool:
+    def _may_end(self, one: Reading) -> bool:
         """Whether the text may end, here or later; at a cut it may, else that is looked for."""
-        return isinstance(one, RawReading) or one.last == _NONE or self._comes_to_an_end(one)
+        return not (isinstance(one, TextReading) and one.last >= 0) or self._comes_to_an_end(one)
 
-    def _after(
-        self, one: TextReading | RawReading, token_id: int
-    ) -> Iterator[TextReading | RawReading]:
+    def _after(self, one: Reading, token_id: int) -> Iterator[Reading]:
         """The readings that a reading becomes with one more token."""
         if isinstance(one, RawReading):
             yield from self._raw(one, token_id)
             yield from self._after_text(_START, token_id)
+            yield from self._changing(ChangeReading(Splitter.start), token_id)
+        elif isinstance(one, ChangeReading):
+            yield from self._changing(one, token_id)
+        elif one.last == _UNKNOWN:
+            yield from self._after_change(one, token_id)
         else:
             if one.last == _NONE and self._splitter.ends(one.split):
                 yield from self._raw(_RAW, token_id)
             yield from self._after_text(one, token_id)
+            if self._beginnings and not one.partial:
+                yield from self._changing(ChangeReading(one.split), token_id)
 
     def _after_text(self, one: TextReading, token_id: int) -> Iterator[TextReading]:
         splitter, pipeline = self._splitter, self._pipeline
@@ -243,14 +296,66 @@ class CanonicalPaths:
         data = one.partial + self._bytes[token_id]
         if not self._bytes[token_id] or not _is_raw(data):
             return
-        tokens = (*one.tokens, token_id)
+        tokens = self._longest((*one.tokens, token_id))
+        if tokens is not None:
+            yield RawReading(tokens, _open_end(data))
+
+    def _longest(self, tokens: tuple[int, ...]) -> tuple[int, ...] | None:
+        """The tokens at the end that more bytes may spell otherwise; None for no longest match."""
         spelled = b"".join([self._bytes[i] for i in tokens])
         if self._longest_match.encode(spelled) != list(tokens):
-            return
+            return None
         while tokens and not _has_longer(self._distinct, spelled):
             spelled = spelled[len(self._bytes[tokens[0]]) :]
             tokens = tokens[1:]
-        yield RawReading(tokens, _open_end(data))
+        return tokens
+
+    def _changing(self, one: ChangeReading, token_id: int) -> Iterator[Reading]:
+        """The readings with one more token of text that is spelled as it was given."""
+        change, beginnings = self._pipeline.change, self._beginnings
+        data = one.data + self._bytes[token_id]
+        text = _text(data)
+        if change is None or beginnings is None or text is None or not self._bytes[token_id]:
+            return
+        tokens = self._longest((*one.tokens, token_id))
+        if tokens is None:
+            return
+        changed = change.apply(text)
+        if changed != text:
+            yield from self._unknown(one.split, changed, _open_end(data))
+        elif beginnings.may_come(text, _open_end(data)) and self._goes_on(one.split, text):
+            yield ChangeReading(one.split, data, tokens)
+
+    def _goes_on(self, split: int, text: str) -> bool:
+        """Whether a text may begin with its first character, changed or not."""
+        return not text or bool(self._splitter.step(split, self._splitter.class_of(text[0])))
+
+    def _after_change(self, one: TextReading, token_id: int) -> Iterator[Reading]:
+        """The readings where any token may follow, until a cut or a token that begins a word."""
+        data = one.partial + self._bytes[token_id]
+        text = _text(data)
+        if text is None or not self._bytes[token_id]:
+            return
+        in_word = not text.startswith(" ") or text.isspace()
+        for after in self._unknown(one.split, text, _open_end(data)):
+            if in_word or _is_cut(after):
+                yield after
+            if not _is_cut(after):
+                yield after._replace(last=token_id)
+
+    def _unknown(self, split: int, text: str, rest: bytes) -> Iterator[TextReading]:
+        """The readings behind text that some tokens stand for, cut in any way."""
+        splitter, states = self._splitter, {split}
+        for character in text:
+            number = splitter.class_of(character)
+            before = states | {cut for one in states for cut in splitter.cut(one)}
+            states = states if is_absorbed(character) else set()
+            states = states.union(*(splitter.step(one, number) for one in before))
+        for after in states:
+            yield TextReading(after, rest, _UNKNOWN)
+            if not rest:
+                for cut in splitter.cut(after):
+                    yield TextReading(cut)
 
     def _is_alone(self, token_id: int) -> bool:
         """Whether a token's text as a piece is merged to this token."""
@@ -347,6 +452,18 @@ class CanonicalPaths:
         """The tokens that begin inside a character, the short ones first."""
         inside = [i for i, data in enumerate(self._bytes) if data and 0x80 <= data[0] < 0xC0]
         return sorted(inside, key=lambda i: len(self._bytes[i]))
+
+
+def _is_cut(one: Reading) -> TypeGuard[TextReading]:
+    return isinstance(one, TextReading) and one.last == _NONE
+
+
+def _text(data: bytes) -> str | None:
+    """The characters of bytes that may end inside one."""
+    try:
+        return data[: len(data) - len(_open_end(data))].decode()
+    except UnicodeDecodeError:
+        return None
 
 
 def _open_end(data: bytes) -> bytes:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from bytelm.split_stages import Stage
+from bytelm.text_changes import TextChange
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,8 @@ class Pipeline:
     that is in `whole` becomes this token, whatever the merges say. `literals` are tokens that are
     found before all else, by their text; the first stage finds them. Where `characters` is set,
     merges begin with characters instead of bytes, and a character that is none of these is spelled
-    by `byte_ids`. `top` is the highest id that is given.
+    by `byte_ids`. `change` is what is done to text before all this. `top` is the highest id that is
+    given.
     """
 
     stages: tuple[Stage, ...]
@@ -29,6 +31,7 @@ class Pipeline:
     literals: Mapping[int, str] = field(default_factory=dict)
     characters: frozenset[str] | None = None
     byte_ids: frozenset[int] = frozenset()
+    change: TextChange | None = None
 
 
 def byte_pair_merge(data: bytes, ranks: Mapping[bytes, int]) -> list[int]:

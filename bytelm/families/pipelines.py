@@ -15,6 +15,7 @@ from bytelm.errors import VocabError
 from bytelm.pipeline import Pipeline, byte_pair_merge
 from bytelm.split_stages import Stage
 from bytelm.splitting import Splitter
+from bytelm.text_changes import MARK, TextChange, composed, marked_spaces
 
 if TYPE_CHECKING:
     import tiktoken
@@ -78,11 +79,11 @@ def of_sentencepiece(model: Any, processor: Any, added: Mapping[str, int]) -> Pi
     byte_ids = set()
     for token_id, piece in enumerate(model.pieces):
         if piece.type == kinds.USER_DEFINED:
-            literals[token_id] = piece.piece.replace("\u2581", " ")
+            literals[token_id] = piece.piece.replace(MARK, " ")
         elif piece.type == kinds.BYTE:
             byte_ids.add(token_id)
         elif piece.type == kinds.NORMAL:
-            texts[token_id] = piece.piece.replace("\u2581", " ")
+            texts[token_id] = piece.piece.replace(MARK, " ")
     if added and len(literals) > len(added):
         refuse("SentencePiece models with user-defined symbols and added tokens")
 
@@ -99,6 +100,7 @@ def of_sentencepiece(model: Any, processor: Any, added: Mapping[str, int]) -> Pi
         literals=literals,
         characters=_characters(texts, byte_ids),
         byte_ids=frozenset(byte_ids),
+        change=marked_spaces(),
     )
 
 
@@ -121,7 +123,7 @@ def of_fast(
         refuse("added tokens that are single words")
     if len({token.normalized for token in added}) > 1:
         refuse("added tokens some of which are found before, some after normalization")
-    marked = _marks_spaces(layout["normalizer"])
+    marked, change = _normalized(layout["normalizer"])
     stages, byte_level, metaspace = _stages(layout["pre_tokenizer"], marked)
     texts = {token_id: text for text, token_id in tokenizer.get_vocab(False).items()}
     model = tokenizer.model
@@ -145,9 +147,9 @@ def of_fast(
     if byte_level:
         if marked or metaspace:
             refuse("spaces that are marked before bytes are")
-        return Pipeline(stages, merge, top, whole, literals)
+        return Pipeline(stages, merge, top, whole, literals, change=change)
     if marked or metaspace:
-        spelled = {i: text.replace("\u2581", " ") for i, text in texts.items()}
+        spelled = {i: text.replace(MARK, " ") for i, text in texts.items()}
     else:
         spelled = texts
     byte_ids = {i for i, text in texts.items() if _BYTE_PIECE.fullmatch(text)}
@@ -161,6 +163,7 @@ def of_fast(
         literals=literals,
         characters=_characters(ordinary, byte_ids if model.byte_fallback else ()),
         byte_ids=frozenset(byte_ids if model.byte_fallback else ()),
+        change=change or (marked_spaces() if marked or metaspace else None),
     )
 
 
@@ -179,16 +182,18 @@ def _with_literals(stages: tuple[Stage, ...], literals: Mapping[int, str]) -> tu
     return (Stage.of_literals(literals.values()), *stages) if literals else stages
 
 
-def _marks_spaces(normalizer: Any) -> bool:
-    """Whether the normalizer writes spaces as SentencePiece does; it may do nothing else."""
+def _normalized(normalizer: Any) -> tuple[bool, TextChange | None]:
+    """Whether the normalizer writes spaces as SentencePiece does, and what else it changes."""
     parts = _flat(normalizer, "normalizers")
+    if not parts:
+        return False, None
+    if len(parts) == 1 and parts[0]["type"] == "NFC":
+        return False, composed()
     for part in parts:
-        if part["type"] != "Replace" or (part["pattern"], part["content"]) != (
-            {"String": " "},
-            "\u2581",
-        ):
-            refuse(f"its normalizer {part['type']} changes text")
-    return bool(parts)
+        kind = part["type"]
+        if kind != "Replace" or (part["pattern"], part["content"]) != ({"String": " "}, MARK):
+            refuse(f"its normalizer {kind} changes text")
+    return True, None
 
 
 def _stages(splitter: Any, marked: bool) -> tuple[tuple[Stage, ...], bool, bool]:
@@ -222,7 +227,7 @@ def _stages(splitter: Any, marked: bool) -> tuple[tuple[Stage, ...], bool, bool]
             byte_level = True
             if part["use_regex"]:
                 stages.append(of_pattern(GPT2))
-        elif kind == "Metaspace" and part["replacement"] == "\u2581":
+        elif kind == "Metaspace" and part["replacement"] == MARK:
             metaspace = True
             if part["split"]:
                 stages.append(Stage.words())
