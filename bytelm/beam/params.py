@@ -45,7 +45,7 @@ class BeamParams:
         tokenizations: what is summed over: ``"all"``, or ``"canonical"`` for those that the
             tokenizer itself can give.
         keep_canonical: ``prune`` keeps the candidate that is the canonical tokenization of the
-            context, whatever its rank.
+            context, whatever its rank, where that is known for the vocabulary.
 
     Raises:
         BeamError: when a value is outside its range.

@@ -26,15 +26,13 @@ above the threshold are evaluated, and e q(s) becomes e p(s) from the next repor
 a function of its prefix, every report sums to 1, and those of all texts of a length do
 (``test_reports_of_all_texts_sum_to_one``). Where nothing else is left the canonical tokenization of
 xb is evaluated, so that whatever has probability can be consumed
-(``test_whatever_has_probability_can_be_consumed``). Its own weight is exact, as all kept ones are,
-so that their sum never exceeds the text's probability; what stands in for the unknown is not let
-grow beyond what is known.
+(``test_whatever_has_probability_can_be_consumed``). Kept weights are exact, always, so that their
+sum never exceeds the text's probability; the remainder is not let grow beyond it.
 
 **Canonical tokenizations** (arXiv 2506.07956). A tokenizer gives a text one tokenization; a model
-was hardly trained on the others. With ``tokenizations="canonical"`` a candidate is
-extended only by tokens with which its ended tokens can still begin the canonical tokenization of
-some text, and EOS comes only behind the canonical tokenization of all of it
-(``test_canonical_equals_brute_force``).
+was hardly trained on the others. With ``tokenizations="canonical"`` ended tokens are those that can
+begin the canonical tokenization of some text, and EOS comes only behind the canonical tokenization
+of all of it (``test_canonical_equals_brute_force``).
 
 **Trunks.** Text that is known in advance can begin at any token boundary that every continuation's
 canonical tokenization has: p(trunk) cancels in every conditional, and candidates that disagree with
@@ -116,7 +114,7 @@ class ReferenceState:
             return self
         least = self.log_z + self.params.log_prune_threshold
         kept = [c for c in self.kept[: self.params.K] if c.weight > least] or [self.kept[0]]
-        if self.params.keep_canonical:
+        if self.params.keep_canonical and self.model.canonical is not None:
             kept += [c for c in self.kept if c not in kept and self._is_canonical(c)]
         dropped = log_sum(c.weight for c in self.kept if c not in kept)
         rest = float(np.logaddexp(self.rest, dropped)) if self.params.deferred else -math.inf
@@ -153,12 +151,9 @@ class ReferenceState:
         """Evaluates the items whose time has come."""
         total = log_sum([*(c.weight for c in kept), *(i.share for i in items), rest])
         least = total + self.params.log_prune_threshold
-        while items:
-            due = [i for i in items if i.share > least]
-            if not due and not kept:
-                due = [max(items, key=lambda i: i.share)]
-            if not due:
-                break
+        while due := [i for i in items if i.share > least] or (
+            [] if kept else sorted(items, key=lambda i: -i.share)[:1]
+        ):
             items = [i for i in items if i not in due]
             for item in due:
                 mass = self.model.mass(item.path, item.since)
