@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from bytelm_client.errors import Gone as Gone
     from bytelm_client.errors import InvalidRequest as InvalidRequest
     from bytelm_client.errors import ItemsFailed as ItemsFailed
+    from bytelm_client.errors import NoAddress as NoAddress
     from bytelm_client.errors import NotAllowed as NotAllowed
     from bytelm_client.errors import NotFound as NotFound
     from bytelm_client.errors import NotReady as NotReady
@@ -86,6 +87,7 @@ _HOMES = {
     "ServerFailed": "errors",
     "Conflict": "errors",
     "Gone": "errors",
+    "NoAddress": "errors",
     "NotAllowed": "errors",
     "NotFound": "errors",
     "TookTooLong": "errors",

@@ -43,6 +43,7 @@ from bytelm_client.errors import (
     Closed,
     ConnectionLost,
     ItemsFailed,
+    NoAddress,
     TimedOut,
     api_error,
     api_error_of,
@@ -80,6 +81,7 @@ class BaseClient:
             cannot answer now; with growing waits, or those that the server asks for.
 
     Raises:
+        NoAddress: when the address is none.
         CannotSend: when the key is not printable ASCII.
     """
 
@@ -94,7 +96,7 @@ class BaseClient:
         if base_url is not None and not isinstance(base_url, str):
             raise TypeError(f"the server's address is a text, not {base_url!r:.60}")
         settings = ClientSettings()
-        self.base_url = (base_url or settings.url).rstrip("/")
+        self.base_url = _checked_address((base_url or settings.url).rstrip("/"))
         if api_key is None and settings.api_key is not None:
             api_key = settings.api_key.get_secret_value()
         if api_key is not None and not (api_key.isascii() and api_key.isprintable()):
@@ -305,6 +307,22 @@ def request_id_of(response: httpx.Response) -> str | None:
     """By which the server's log has the call that a response answers."""
     found: str | None = response.headers.get(REQUEST_ID, response.request.headers.get(REQUEST_ID))
     return found
+
+
+def _checked_address(url: str) -> str:
+    """The address itself.
+
+    Raises:
+        NoAddress: when no server can be there.
+    """
+    try:
+        parsed = httpx.URL(url)
+        if parsed.scheme in ("http", "https") and parsed.host:
+            return url
+    except httpx.InvalidURL:
+        pass
+    guess = "" if "://" in url else f", such as http://{url}"
+    raise NoAddress(f"{url!r} is no address of a server: it begins with http:// or https://{guess}")
 
 
 def _contexts(context: Context | Contexts) -> dict[str, Any]:

@@ -5,6 +5,7 @@
     BytelmClientError (Exception)
     ├── CannotSend (ValueError)    the call or the key has something that HTTP or JSON has not
     ├── CannotConnect              no server answers at the address
+    │   └── NoAddress              what was given is no address
     ├── ConnectionLost             the connection broke before the answer was there
     ├── TimedOut                   the server took longer than the client's timeout
     ├── BadAnswer                  what answered is not a bytelm server
@@ -53,6 +54,10 @@ class CannotSend(BytelmClientError, ValueError):
 
 class CannotConnect(BytelmClientError):
     """No server answers at the address."""
+
+
+class NoAddress(CannotConnect):
+    """What was given as a server's address is none."""
 
 
 class ConnectionLost(BytelmClientError):

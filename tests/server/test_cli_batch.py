@@ -334,3 +334,33 @@ def test_input_and_output_go_together(url: str, tmp_path: Path) -> None:
     done = bytelm("sample", "a", "--input", str(source), "--output", "x", "--url", url)
     assert done.returncode == 2
     assert "not both" in errors(done)[0]
+
+
+def test_a_dash_is_stdin_and_stdout(url: str, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    call = ["sample", "--steps", "9", "--seed", "3", "--url", url]
+    source, sink = written(tmp_path / "in", PROMPTS[:5]), tmp_path / "out"
+    assert run(url, source, sink).returncode == 0
+    done = bytelm(*call, "--input", "-", "--output", "-", input=source.read_bytes())
+    assert done.returncode == 0, done.stderr
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert sorted(found, key=lambda row: row["line"]) == rows(sink)
+    assert not (tmp_path / "-").exists()
+    again = bytelm(*call, "--input", "-", "--output", str(sink), input=source.read_bytes())
+    assert "5 of 5 prompts are done already" in again.stderr.decode()
+    wrong = bytelm(*call, "--input", "-", "--output", "-", input=b"{}\n")
+    assert wrong.returncode == 1
+    assert "error: stdin, line 1: " in wrong.stderr.decode()
+
+
+def test_results_that_cannot_be_written_end_the_run(url: str) -> None:
+    call = ["greedy", "--input", "-", "--output", "-", "--url", url]
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            command(*call), input=b'"the"\n', stdout=full, stderr=subprocess.PIPE, timeout=120
+        )
+    (line,) = done.stderr.decode().splitlines()
+    assert (done.returncode, line) == (
+        2,
+        "bytelm: error: stdout cannot be written: No space left on device",
+    )

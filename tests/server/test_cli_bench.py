@@ -1,6 +1,8 @@
 """``bytelm bench`` and ``bytelm doctor``."""
 
+import errno
 import json
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -46,12 +48,43 @@ def test_doctor_finds_what_is_here(url: str) -> None:
     assert all(row["advice"] for row in found.values() if row["mark"] == "bad")
 
 
-def test_doctor_tells_of_a_port_that_is_taken(url: str) -> None:
-    port = url.rpartition(":")[2]
-    text = output("doctor", "--port", port, BYTELM_URL="http://127.0.0.1:9").decode()
+def test_doctor_tells_of_a_port_that_is_taken() -> None:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port = sock.getsockname()[1]
+        text = output("doctor", "--port", str(port), BYTELM_URL="http://127.0.0.1:9").decode()
     assert f"port     {port}: Address already in use" in text
     assert "→ stop what uses it" in text
     assert "server   none at http://127.0.0.1:9" in text
+
+
+def test_doctor_does_not_ask_to_stop_ones_own_server(url: str) -> None:
+    port = url.rpartition(":")[2]
+    text = output("doctor", "--port", port, BYTELM_URL=url).decode()
+    assert f"✓ port     {port}: a bytelm server is there" in text
+    assert "stop" not in text
+
+
+def test_doctor_names_what_may_not_be_listened_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Refusing(socket.socket):
+        def bind(self, address: object) -> None:
+            raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(socket, "socket", Refusing)
+    assert checks._port(80).advice == "serve with a --port of 1024 or above"
+
+
+def test_doctor_tells_of_an_address_that_is_none() -> None:
+    text = output("doctor", BYTELM_URL="127.0.0.1:8000").decode()
+    assert "'127.0.0.1:8000' is no address of a server" in text
+    assert "→ set BYTELM_URL" in text
+
+
+@pytest.mark.parametrize("arguments", ["sessions list", "sessions show", "bench"])
+def test_commands_that_need_a_server_do_not_say_that_they_start_a_model(arguments: str) -> None:
+    told = output(*arguments.split(), "--help").decode()
+    assert "default: http://127.0.0.1:8000" in " ".join(told.split())
+    assert "started here" not in told
 
 
 def test_doctor_tells_of_a_server_that_wants_a_key(

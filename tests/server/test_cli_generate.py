@@ -110,11 +110,34 @@ def test_a_terminal_shows_the_whole_text(url: str, client: Client) -> None:
     assert b"bytes/s" in shown
 
 
+def test_on_a_terminal_an_error_has_a_line_of_its_own() -> None:
+    screen, terminal = pty.openpty()
+    arguments = ["greedy", "a prompt", "--url", "http://127.0.0.1:9"]
+    with subprocess.Popen(
+        command(*arguments), stdin=terminal, stdout=terminal, stderr=terminal
+    ) as process:
+        os.close(terminal)
+        shown = b""
+        while select.select([screen], [], [], 60)[0]:
+            try:
+                shown += os.read(screen, 4096)
+            except OSError:  # the other end is closed
+                break
+    os.close(screen)
+    assert process.returncode == 2
+    assert b"\nbytelm: error: no answer" in b"\n" + shown.replace(b"\r\n", b"\n")
+    assert b"a prompt" not in shown
+
+
 def test_wrong_addresses(url: str) -> None:
     assert "is the server running" in one_line(
         bytelm("greedy", "a", "--url", "http://127.0.0.1:9"), 2
     )
-    assert "is the server running" in one_line(bytelm("greedy", "a", "--url", "nonsense"), 2)
+    line = one_line(bytelm("greedy", "a", "--url", "127.0.0.1:8000"), 2)
+    assert "'127.0.0.1:8000' is no address" in line
+    assert "http://127.0.0.1:8000" in line
+    for wrong in ("nonsense", "ftp://127.0.0.1", "http://", "http://[::1", "file:///x"):
+        assert "no address of a server" in one_line(bytelm("greedy", "a", "--url", wrong), 2)
     line = one_line(bytelm("greedy", "a", "--url", f"{url}/nowhere"), 2)
     assert "there is nothing at /nowhere/v1/greedy" in line
 

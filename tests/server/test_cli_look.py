@@ -1,12 +1,15 @@
 """``bytelm next``, ``compare``, ``score`` and ``sessions`` on a real server."""
 
 import base64
+import fcntl
 import json
 import math
 import os
 import pty
 import select
+import struct
 import subprocess
+import termios
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +17,7 @@ from typing import Any
 import pytest
 
 from bytelm_client import Client
-from bytelm_client.cli.look import BAR, bar
+from bytelm_client.cli.look import BAR, bar, share_text
 from bytelm_client.cli.score import Piece, pieces
 from tests.server.commands import bytelm, command, one_line, output
 
@@ -25,10 +28,12 @@ def client(url: str) -> Iterator[Client]:
         yield client
 
 
-def on_terminal(*arguments: str) -> str:
+def on_terminal(*arguments: str, columns: int = 160) -> str:
     """What a command shows on a terminal."""
     screen, terminal = pty.openpty()
-    environment = {**os.environ, "COLUMNS": "160", "TERM": "dumb"}
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
+    environment["TERM"] = "dumb"
     with subprocess.Popen(
         command(*arguments), stdin=terminal, stdout=terminal, stderr=terminal, env=environment
     ) as process:
@@ -69,11 +74,37 @@ def test_next_draws_bars_on_a_terminal(url: str, client: Client) -> None:
     assert len(best) == 1
 
 
+def test_next_shows_no_byte_that_cannot_come(url: str, client: Client) -> None:
+    beam = ["--K", "1", "--prune-threshold", "0.5"]
+    want = client.next_bytes("th", beam={"K": 1, "prune_threshold": 0.5})
+    possible = [b for b, logprob in want.top(256) if logprob > -math.inf]
+    assert 0 < len(possible) < 256
+    told = json.loads(output("next", "th", "--top", "256", *beam, "--url", url))
+    assert [bytes([b["byte"]]) for b in told["top"]] == possible
+    text = on_terminal("next", "th", "--top", "256", *beam, "--url", url)
+    chart = text.split("\n\n")[0].splitlines()[1:]
+    assert len(chart) == len(possible) + (want.eos > -math.inf)
+
+
+def test_next_shows_the_end_of_a_long_prompt(url: str) -> None:
+    text = on_terminal("next", "q" * 100 + "the", "--url", url, columns=80)
+    beam = [line.split()[1] for line in text.splitlines() if "‖" in line]
+    assert all(tokens.startswith("…|q|q") for tokens in beam)
+    assert beam
+
+
 def test_next_leaves_no_session_behind(url: str, client: Client) -> None:
     before = {info.id for info in client.sessions()}
     output("next", "hello", "--url", url)
     output("compare", "hello", "--url", url)
     assert {info.id for info in client.sessions()} == before
+
+
+@pytest.mark.parametrize(
+    ("share", "text"), [(1, "1.0000"), (0.00012, "0.0001"), (3.4e-7, "3e-07"), (0, "0.0000")]
+)
+def test_what_is_above_zero_does_not_look_like_zero(share: float, text: str) -> None:
+    assert share_text(share) == text
 
 
 def test_bars_are_as_long_as_what_they_show() -> None:
@@ -216,3 +247,30 @@ def test_all_sessions_can_be_ended(start_stub: Any) -> None:
         done = bytelm("sessions", "delete", "--all", "--url", url)
         assert done.stderr == b"ended 45 sessions\n"
         assert list(client.sessions()) == []
+
+
+@pytest.mark.parametrize("columns", [40, 80, 200])
+@pytest.mark.parametrize(
+    "line", [b"the " * 500, b"x" * 79, "漢字".encode() * 100, b"\x1b[2J\a" * 50]
+)
+def test_score_shows_every_number_however_long_a_line_is(
+    url: str, tmp_path: Path, line: bytes, columns: int
+) -> None:
+    file = tmp_path / "text"
+    file.write_bytes(line[:600] + b"\nhe\n")
+    want = rows(output("score", str(file), "--url", url))
+    text = on_terminal("score", str(file), "--url", url, columns=columns)
+    table = text[text.index("line ") :].splitlines()
+    for row, shown in zip(want, table[1:4], strict=True):
+        numbers = [str(row["bytes"]), f"{row['bits']:.1f}", f"{row['bits_per_byte']:.3f}"]
+        assert shown.split()[1:4] == numbers
+    assert "…" in table[1]
+    assert all(char.isprintable() for char in "".join(table[:4]))
+
+
+def test_a_sessions_id_is_whole_on_a_narrow_terminal(url: str, client: Client) -> None:
+    with client.session("hello") as session:
+        for columns in (60, 80):
+            text = on_terminal("sessions", "list", "--url", url, columns=columns)
+            assert session.id in text
+            assert all(len(line) <= 80 for line in text.splitlines())

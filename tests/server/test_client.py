@@ -296,8 +296,8 @@ def test_no_server_there() -> None:
 
 
 def test_an_address_that_is_none() -> None:
-    with pytest.raises(CannotConnect):
-        Client("nonsense").health()
+    with pytest.raises(CannotConnect, match="'nonsense' is no address of a server"):
+        Client("nonsense")
 
 
 def test_a_server_that_takes_too_long(start_stub: Callable[..., str]) -> None:

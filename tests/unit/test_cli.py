@@ -43,6 +43,12 @@ def one_line(done: subprocess.CompletedProcess[str], code: int = 2) -> str:
     return line
 
 
+def one_line_of(text: str) -> str:
+    """The only line of a text."""
+    (line,) = text.splitlines()
+    return line
+
+
 @pytest.fixture
 def taken() -> Iterator[int]:
     with socket.socket() as sock:
@@ -196,6 +202,72 @@ def test_a_reader_that_has_left_is_no_error(command: str) -> None:
     assert (done.returncode, done.stderr) == (141, "")
 
 
+@pytest.mark.parametrize(
+    "command",
+    ["size 8b", "size 8b --json", "doctor", "keys list", "--help", "size --help", "--version"],
+)
+def test_an_output_that_is_full_is_one_line(command: str) -> None:
+    with open("/dev/full", "wb") as full:
+        done = bytelm(*command.split(), stdout=full)
+    assert (done.returncode, done.stderr) == (
+        2,
+        "bytelm: error: the output cannot be written: No space left on device\n",
+    )
+
+
+def test_an_output_that_was_closed_is_one_line() -> None:
+    shell = f"exec {sys.executable} -m bytelm_client size 8b --json >&-"
+    done = subprocess.run(["sh", "-c", shell], stderr=subprocess.PIPE, text=True, timeout=120)
+    (line,) = done.stderr.splitlines()
+    assert (done.returncode, "cannot be written" in line) == (2, True)
+
+
+def test_a_stdin_that_was_closed_is_empty() -> None:
+    shell = f"exec {sys.executable} -m bytelm_client greedy --url http://127.0.0.1:9 <&-"
+    done = subprocess.run(["sh", "-c", shell], stderr=subprocess.PIPE, text=True, timeout=120)
+    assert "is the server running" in one_line_of(done.stderr)
+
+
+def test_an_encoding_without_the_characters_gets_escapes(tmp_path: Path) -> None:
+    where = {"BYTELM_KEYS_FILE": str(tmp_path / "keys.json"), "PYTHONIOENCODING": "ascii"}
+    assert bytelm("keys", "create", "Zoë", **where).returncode == 0
+    assert "Zo\\xeb" in bytelm("keys", "list", **where).stdout
+
+
+@pytest.mark.parametrize("name", ["\udcff", "a\nb", "\x1b[2J", "", "  "])
+def test_a_keys_name_is_one_line_of_text(tmp_path: Path, name: str) -> None:
+    where = {"BYTELM_KEYS_FILE": str(tmp_path / "keys.json")}
+    assert "name is one line of text" in one_line(bytelm("keys", "create", name, **where))
+    assert not (tmp_path / "keys.json").exists()
+
+
+def test_names_of_keys_that_are_no_text_are_listed_as_escapes(tmp_path: Path) -> None:
+    path = tmp_path / "keys.json"
+    assert bytelm("keys", "create", "name", "--keys-file", str(path)).returncode == 0
+    path.write_text(path.read_text().replace('"name": "name"', '"name": "\\udcff\\u001b[2J"'))
+    done = bytelm("keys", "list", "--keys-file", str(path))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "\\udcff\\x1b[2J" in done.stdout
+    key_id = done.stdout.splitlines()[1].split()[0]
+    done = bytelm("keys", "revoke", key_id, "--keys-file", str(path))
+    assert "\\udcff\\x1b[2J" in done.stdout
+
+
+def test_a_key_that_nobody_saw_is_not_kept(tmp_path: Path) -> None:
+    path = str(tmp_path / "keys.json")
+    with open("/dev/full", "wb") as full:
+        done = bytelm("keys", "create", "Alice", "--keys-file", path, stdout=full)
+    assert done.returncode == 2
+    assert "no keys" in bytelm("keys", "list", "--keys-file", path).stdout
+
+
+def test_long_names_of_keys_leave_the_ids_whole(tmp_path: Path) -> None:
+    where = {"BYTELM_KEYS_FILE": str(tmp_path / "keys.json"), "COLUMNS": "60"}
+    assert bytelm("keys", "create", "many words " * 20, **where).returncode == 0
+    (row,) = bytelm("keys", "list", **where).stdout.splitlines()[1:]
+    assert re.fullmatch(r"key_\w{12} +(many words ){20} *\S{25}", row.strip())
+
+
 def test_a_file_of_keys_that_is_none_is_one_line(tmp_path: Path) -> None:
     path = tmp_path / "keys.json"
     path.write_text("nonsense")
@@ -241,6 +313,9 @@ def test_size_of_a_folder_as_json(tmp_path: Path) -> None:
         (["8b", "--dtype", "int1"], "int1"),
         (["70b", "--gpus", "1"], "do not fit"),
         (["/no/such/model"], "does not exist"),
+        (["8bb"], "'8bb' is none of 135m, 1b, 8b, 70b: did you mean 8b?"),
+        (["70", "--json"], "did you mean 70b?"),
+        (["7B"], "'7B' is none of 135m, 1b, 8b, 70b. Models of the hub are named owner/name"),
     ],
 )
 def test_size_says_what_is_wrong(arguments: list[str], said: str) -> None:

@@ -16,7 +16,7 @@ import typer
 
 from bytelm_client.cli.bench import bench
 from bytelm_client.cli.checks import doctor
-from bytelm_client.cli.console import OUTPUT_CLOSED, leave
+from bytelm_client.cli.console import OUTPUT_CLOSED, leave, output_failed, ready_streams
 from bytelm_client.cli.generate import greedy, sample
 from bytelm_client.cli.keys import keys
 from bytelm_client.cli.look import compare, next_bytes
@@ -60,8 +60,12 @@ def _bytelm(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line with the process's arguments, or others."""
+    ready_streams()
     try:
         app(arguments, prog_name="bytelm")
+    except OSError as error:
+        # Help, and what else is no command's.
+        sys.exit(output_failed(error))
     except SystemExit as end:
         # What rich and typer make of a pipe that nobody reads is 1.
         if isinstance(end.__context__, BrokenPipeError):

@@ -5,8 +5,8 @@ fields of the call. Each result is a line of the output: ``{"line", "of", "resul
 where the prompt has one. ``of`` names the prompt and the options that the results belong to. A line
 is written whole, right when its results are there; what a killed run left of a line is cut off.
 Prompts that fail are told on stderr, with their line, and tried again by the next run. When a run
-ends, the output is put in the order of the input. An output that is no file, such as a pipe, gets
-the results as they come, and nothing is read back from it.
+ends, the output is put in the order of the input. An output that is no file, such as a pipe, or
+``-`` (stdout), gets the results as they come, and nothing is read back from it.
 """
 
 import asyncio
@@ -29,6 +29,8 @@ from bytelm_client.errors import APIError
 if TYPE_CHECKING:
     from bytelm_client import AsyncClient
 
+DASH = "-"
+"""Stdin, or stdout, where a file may stand."""
 BEGINNING = b'{"line": '
 """What every result begins with."""
 
@@ -64,8 +66,8 @@ class Batch:
 
     Args:
         call: what to do with each prompt.
-        input: the file of prompts.
-        output: the file of results.
+        input: the file of prompts; ``-`` is stdin.
+        output: the file of results; ``-`` is stdout.
         options: the call's, as the client takes them; a prompt's own fields come first.
         chat: prompts that are strings are users' messages.
 
@@ -111,7 +113,8 @@ class Batch:
         except BrokenPipeError:
             raise
         except OSError as error:
-            raise InputError(f"{self.output} cannot be written: {error.strerror}") from None
+            where = "stdout" if str(self.output) == DASH else self.output
+            raise InputError(f"{where} cannot be written: {error.strerror}") from None
         except BaseException:
             then = "; the same command goes on from there" if files.kept else ""
             say(f"stopped with {count.done - self.failed} of {total} prompts done{then}")
@@ -161,7 +164,7 @@ class Batch:
 
     def _fail(self, line: int, error: Exception) -> None:
         self.failed += 1
-        error_line(f"{self.input}, line {line}: {error}")
+        error_line(f"{_name(self.input)}, line {line}: {error}")
 
     @contextmanager
     def opened(self) -> Iterator[Files]:
@@ -174,12 +177,12 @@ class Batch:
             # A pipe can be read only once.
             source = file if file.seekable() else io.BytesIO(file.read())
             try:
-                sink = os.open(self.output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+                sink = _writing(self.output)
             except OSError as error:
                 raise InputError(f"{self.output} cannot be written: {error.strerror}") from None
             try:
                 status = os.fstat(sink)
-                kept = stat.S_ISREG(status.st_mode)
+                kept = stat.S_ISREG(status.st_mode) and str(self.output) != DASH
                 if kept and os.path.samestat(os.fstat(file.fileno()), status):
                     raise InputError(f"{self.output} is the input, too: choose another output")
                 if kept:
@@ -280,9 +283,19 @@ class Batch:
 
 def _reading(path: Path) -> BinaryIO:
     try:
-        return path.open("rb")
+        return os.fdopen(os.dup(0), "rb") if str(path) == DASH else path.open("rb")
     except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from None
+        raise InputError(f"{_name(path)} cannot be read: {error.strerror}") from None
+
+
+def _writing(path: Path) -> int:
+    if str(path) == DASH:
+        return os.dup(1)
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+
+
+def _name(input: Path) -> str:
+    return "stdin" if str(input) == DASH else str(input)
 
 
 def _read(answer: Any) -> list[Any]:

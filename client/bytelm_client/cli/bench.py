@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from bytelm_client.cli import models
-from bytelm_client.cli.console import Count, one_line_errors
+from bytelm_client.cli.console import Count, one_line_errors, tables
 from bytelm_client.cli.texts import Json, Threshold, Width, beam_options, write_json
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def bench(
     json: Json = False,
     width: Width = None,
     threshold: Threshold = None,
-    url: models.Url = None,
+    url: models.ServerUrl = None,
     api_key: models.ApiKey = None,
 ) -> None:
     """Measure a running server: bytes per second and latency with many clients at once.
@@ -153,7 +153,6 @@ def prompt_of(number: int) -> str:
 
 
 def _show(figures: dict[str, Any]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     table = Table("", "", box=None, pad_edge=False, show_header=False)
@@ -164,4 +163,4 @@ def _show(figures: dict[str, Any]) -> None:
     table.add_row("evaluations per second", f"{figures['evaluations_per_second']:.1f}")
     for name in ("median", "p95", "max"):
         table.add_row(f"latency, {name}", f"{figures[f'latency_{name}']:.2f} s")
-    Console(highlight=False).print(table)
+    tables().print(table)

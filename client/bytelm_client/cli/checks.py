@@ -3,6 +3,7 @@
 Looks without loading anything: neither torch nor vLLM is imported, no model is started.
 """
 
+import errno
 import os
 import platform
 import shutil
@@ -220,14 +221,29 @@ def _port(port: int) -> Finding:
         try:
             sock.bind(("127.0.0.1", port))
         except OSError as error:
-            advice = "stop what uses it, or serve with --port"
-            return Finding("port", "note", f"{port}: {error.strerror}", advice)
+            return _taken(port, error)
     return Finding("port", "ok", f"{port} is free")
+
+
+def _taken(port: int, error: OSError) -> Finding:
+    """Why a port cannot be had, and what to do."""
+    from bytelm_client import Client
+    from bytelm_client.errors import BytelmClientError
+
+    found = f"{port}: {error.strerror}"
+    if error.errno == errno.EACCES:
+        return Finding("port", "note", found, "serve with a --port of 1024 or above")
+    try:
+        with Client(f"http://127.0.0.1:{port}", timeout=5, retries=0) as client:
+            client.health()
+    except BytelmClientError:
+        return Finding("port", "note", found, "stop what uses it, or serve with --port")
+    return Finding("port", "ok", f"{port}: a bytelm server is there; another one needs --port")
 
 
 def _server() -> Finding:
     from bytelm_client import Client
-    from bytelm_client.errors import APIError, BytelmClientError, CannotSend
+    from bytelm_client.errors import APIError, BytelmClientError, CannotSend, NoAddress
 
     url = ClientSettings().url
     try:
@@ -236,6 +252,8 @@ def _server() -> Finding:
             name = f", {client.models()[0].name}" if status == "ready" else ""
     except CannotSend as error:
         return Finding("server", "note", str(error), "set BYTELM_API_KEY")
+    except NoAddress as error:
+        return Finding("server", "note", str(error), "set BYTELM_URL")
     except APIError as error:
         if error.status != 401:
             return Finding("server", "note", f"{url} answers: {error}")

@@ -3,6 +3,8 @@
 Must not know which commands there are.
 """
 
+import errno
+import io
 import logging
 import os
 import sys
@@ -36,6 +38,10 @@ INTERRUPTED = 130
 """The exit code after Ctrl-C."""
 OUTPUT_CLOSED = 141
 """The exit code when whoever reads the output has left."""
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
+"""What writing to stdout fails with where nothing more can be written there."""
+PIPE_WIDTH = 1000
+"""Columns of a table in a pipe: whoever reads it there cuts lines by himself."""
 LINE_SECONDS = 10.0
 """How often a count is told where there is no terminal."""
 
@@ -121,6 +127,26 @@ class Count:
         self._bars.stop()
 
 
+def tables() -> Console:
+    """A console for tables on stdout, as wide as the terminal."""
+    console = Console(highlight=False, markup=False)
+    if not console.is_terminal:
+        console.width = PIPE_WIDTH
+    return console
+
+
+def ready_streams() -> None:
+    """Write what an output's encoding lacks as escapes; where stdin or stdout were closed before,
+    there is nothing to read, and writing fails like writing to a full disk.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            flags = os.O_WRONLY if name == "stderr" else os.O_RDONLY
+            setattr(sys, name, os.fdopen(os.open(os.devnull, flags), mode))
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
 def say(line: str) -> None:
     """One line on stderr, whatever is in it."""
     print(" ".join(line.split()), file=sys.stderr, flush=True)
@@ -162,7 +188,18 @@ def one_line_errors() -> Iterator[None]:
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
         raise typer.Exit(INTERRUPTED) from None
-    except BrokenPipeError:
-        # Python would complain about it once more when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise typer.Exit(OUTPUT_CLOSED) from None
+    except OSError as error:
+        raise typer.Exit(output_failed(error)) from None
+
+
+def output_failed(error: OSError) -> int:
+    """What to exit with when writing to stdout has failed; all other errors are raised again."""
+    is_closed = isinstance(error, BrokenPipeError)
+    if not is_closed and (error.filename is not None or error.errno not in FULL):
+        raise error
+    # Python would complain about it once more when it flushes at exit.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if is_closed:
+        return OUTPUT_CLOSED
+    error_line(f"the output cannot be written: {error.strerror}")
+    return 2

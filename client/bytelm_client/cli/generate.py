@@ -43,11 +43,13 @@ Input = Annotated[
     typer.Option(
         "--input",
         help="A file of JSON lines, each a prompt: a string, or an object with `context` and any "
-        "other fields of the call. With --output; goes on where a killed run stopped.",
+        "other fields of the call; - reads stdin. With --output; goes on where a killed run "
+        "stopped.",
     ),
 ]
 Output = Annotated[
-    Path | None, typer.Option("--output", help="The file of JSON lines that results go to.")
+    Path | None,
+    typer.Option("--output", help="The file of JSON lines that results go to; - writes to stdout."),
 ]
 Concurrency = Annotated[
     int, typer.Option("--concurrency", min=1, help="Prompts of a file at the same time.")
@@ -191,15 +193,22 @@ def _generate(
             return
         # On a terminal the text is whole; into a pipe go the new bytes alone.
         on_terminal = sys.stdout.isatty()
-        if on_terminal and not chat:
-            write(data)
         began = time.monotonic()
         opened: Any = client.stream_greedy if call == "greedy" else client.stream_sample
+        prompt_shown = data if on_terminal and not chat else b""
+        begun = False
         async with opened(context, **options) as stream:
-            async for piece in stream:
-                write(piece)
+            try:
+                async for piece in stream:
+                    write(piece if begun else prompt_shown + piece)
+                    begun = True
+            finally:
+                # What goes wrong has a line of its own.
+                if on_terminal and begun:
+                    write(b"\n")
         if on_terminal:
-            write(b"\n")
+            if not begun:
+                write(prompt_shown + b"\n")
             made, seconds = stream.result, time.monotonic() - began
             rate = len(made.bytes) / max(seconds, 1e-9)
             say(f"({made.finish_reason}; {len(made.bytes)} bytes, {rate:.0f} bytes/s)")

@@ -9,11 +9,13 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from bytelm.errors import InputError
 from bytelm.settings import ServerSettings
-from bytelm_client.cli.console import one_line_errors
+from bytelm_client.cli.console import one_line_errors, tables
 from bytelm_client.cli.flags import read_settings
+from bytelm_client.cli.texts import printable
 
 keys = typer.Typer(
     help="Make, list and revoke the API keys of a server on this machine.", no_args_is_help=True
@@ -45,10 +47,17 @@ def create(
     """Make a key and show it, once; running servers take it at once."""
     from bytelm_server.keys import KeyFile
 
+    if not name.strip() or not name.isprintable():
+        raise InputError(f"a key's name is one line of text, got {name!r}")
     key, secret = KeyFile(_path(keys_file)).create(name)
     note = Console(stderr=True, highlight=False, soft_wrap=True)
     note.print(f"{key.id} for {name}. Keep it well: it is not shown again.", markup=False)
-    print(secret)
+    try:
+        print(secret, flush=True)
+    except OSError:
+        # Nobody will ever know it.
+        KeyFile(_path(keys_file)).revoke(key.id)
+        raise
 
 
 @keys.command("list")
@@ -63,9 +72,10 @@ def list_(keys_file: File = None) -> None:
         print(f"There are no keys in {path}: servers are open to whoever reaches them.")
         return
     table = Table("id", "name", "created", box=None, pad_edge=False)
+    table.columns[0].no_wrap = table.columns[2].no_wrap = True
     for key in found:
-        table.add_row(key.id, key.name, key.created)
-    Console(highlight=False, markup=False, soft_wrap=True).print(table)
+        table.add_row(key.id, Text(printable(key.name), overflow="fold"), key.created)
+    tables().print(table)
 
 
 @keys.command()
@@ -78,4 +88,4 @@ def revoke(
     from bytelm_server.keys import KeyFile
 
     key = KeyFile(_path(keys_file)).revoke(id)
-    print(f"Revoked {key.id} of {key.name}.")
+    print(f"Revoked {key.id} of {printable(key.name)}.")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bytelm_client.cli import models
-from bytelm_client.cli.console import one_line_errors
+from bytelm_client.cli.console import one_line_errors, tables
 from bytelm_client.cli.texts import (
     Chat,
     Exact,
@@ -18,6 +18,7 @@ from bytelm_client.cli.texts import (
     beam_options,
     bytes_out,
     context_of,
+    ending,
     prompt_bytes,
     shown,
     write_json,
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 BAR = 40
 """Characters of the longest bar."""
 PARTS = " ▏▎▍▌▋▊▉█"
+TOKENS = 24
+"""How many of a tokenization's last tokens are shown."""
 
 
 def next_bytes(
@@ -71,7 +74,11 @@ def _next_json(
         return x if x > -math.inf else None
 
     return {
-        "top": [{"byte": b[0], "logprob": finite(logprob)} for b, logprob in told.top(top)],
+        "top": [
+            {"byte": b[0], "logprob": logprob}
+            for b, logprob in told.top(top)
+            if logprob > -math.inf
+        ],
         "eos": finite(told.eos),
         "candidates": [
             {
@@ -85,31 +92,36 @@ def _next_json(
 
 
 def _chart(told: "NextBytes", candidates: "list[Candidate]", vocab: "Vocab", top: int) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    console = Console(highlight=False)
+    console = tables()
     rows = [(shown(b), math.exp(logprob)) for b, logprob in told.top(top)]
     rows.append(("end", math.exp(told.eos)))
-    rows = sorted(rows, key=lambda row: -row[1])[:top]
+    rows = sorted((row for row in rows if row[1] > 0.0), key=lambda row: -row[1])[:top]
     chart = Table("byte", "", "probability", box=None, pad_edge=False)
     chart.columns[2].justify = "right"
-    most = max(p for _, p in rows)
+    most = max((p for _, p in rows), default=1.0)
     for name, p in rows:
-        chart.add_row(Text(name), Text(bar(p / most), style="cyan"), f"{p:.4f}")
+        chart.add_row(Text(name), Text(bar(p / most), style="cyan"), share_text(p))
     console.print(chart)
     console.print()
     beam = Table("share", "tokens, and what the next one begins with", box=None, pad_edge=False)
     for share, candidate in zip(_shares(candidates), candidates, strict=True):
-        text = Text()
-        for place, token in enumerate(candidate.tokens):
-            text.append("|" if place else "", style="dim")
+        begins = candidate.tokens[:-TOKENS]
+        text = Text("…" if begins else "", style="dim")
+        for place, token in enumerate(candidate.tokens[-TOKENS:]):
+            text.append("|" if place or begins else "", style="dim")
             text.append(_token(token, vocab))
         text.append("‖", style="dim")
         text.append(shown(candidate.partial), style="cyan")
-        beam.add_row(f"{share:.4f}", text)
+        beam.add_row(share_text(share), text)
     console.print(beam)
+
+
+def share_text(share: float) -> str:
+    """A probability for readers; one that is above zero never looks like zero."""
+    return f"{share:.4f}" if share >= 1e-4 or share == 0.0 else f"{share:.0e}"
 
 
 def bar(share: float) -> str:
@@ -184,11 +196,12 @@ def _comparison(data: bytes, tokens: list[str], by_tokens: bytes, by_bytes: byte
     from rich.text import Text
 
     console = Console(highlight=False, soft_wrap=True)
-    console.print(Text("the prompt's tokens  ", style="dim"), Text("|".join(tokens)), sep="")
+    read = "|".join([*(["…"] if tokens[:-TOKENS] else []), *tokens[-TOKENS:]])
+    console.print(Text("the prompt's tokens  ", style="dim"), Text(read), sep="")
     for name, text in [("token by token", by_tokens), ("byte by byte", by_bytes)]:
         console.print(
             Text(f"{name:<21}", style="dim"),
-            Text(shown(data)),
+            Text(ending(data)),
             Text(shown(text), style="bold"),
             sep="",
         )

@@ -31,6 +31,14 @@ Url = Annotated[
         show_default=False,
     ),
 ]
+ServerUrl = Annotated[
+    str | None,
+    typer.Option(
+        "--url",
+        help="The server's address; default: http://127.0.0.1:8000. [BYTELM_URL]",
+        show_default=False,
+    ),
+]
 ApiKey = Annotated[
     str | None,
     typer.Option("--api-key", help="The key for the server. [BYTELM_API_KEY]", show_default=False),

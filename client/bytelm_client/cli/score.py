@@ -18,7 +18,7 @@ import typer
 
 from bytelm.errors import InputError
 from bytelm_client.cli import models
-from bytelm_client.cli.console import Count, one_line_errors, say
+from bytelm_client.cli.console import Count, one_line_errors, say, tables
 from bytelm_client.cli.texts import Json, Threshold, Width, beam_options, shown, write_json
 from bytelm_client.errors import InvalidRequest
 
@@ -87,12 +87,13 @@ def score(
     stride, and each byte is scored in the first window that has it.
     """
     with one_line_errors():
+        name = "stdin" if str(file) == "-" else str(file)
         try:
             data = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
         except OSError as error:
-            raise InputError(f"{file} cannot be read: {error.strerror}") from None
+            raise InputError(f"{name} cannot be read: {error.strerror}") from None
         if not data:
-            raise InputError(f"{file} is empty")
+            raise InputError(f"{name} is empty")
         options: Any = beam_options(width, threshold)
         where = models.Where.given(url, api_key, model)
     as_json = json or not sys.stdout.isatty()
@@ -180,21 +181,22 @@ def _report(data: bytes, logprobs: list[float], lines: bool, as_json: bool) -> N
             write_json({"line": number, **_numbers(bits, len(line))})
         write_json({"total": True, **_numbers(total, len(data)), "impossible": impossible})
     else:
-        from rich.console import Console
         from rich.table import Table
         from rich.text import Text
 
+        console = tables()
         table = Table("line", "bytes", "bits", "bits/byte", "", box=None, pad_edge=False)
         for column in table.columns[:4]:
-            column.justify = "right"
-        table.columns[4].no_wrap = True
+            # The text alone gives way where a line has no room.
+            column.justify, column.no_wrap = "right", True
         for number, line, bits in rows if lines else ():
-            text = Text(shown(line.rstrip(b"\n")), style="dim")
+            begun = shown(line.rstrip(b"\n")[: 4 * console.width])
+            text = Text(begun, style="dim", no_wrap=True, overflow="ellipsis")
             table.add_row(
                 str(number), str(len(line)), f"{bits:.1f}", f"{bits / len(line):.3f}", text
             )
         table.add_row("all", str(len(data)), f"{total:.1f}", f"{total / len(data):.3f}")
-        Console(highlight=False).print(table)
+        console.print(table)
     if impossible:
         rest = _bits(finite) / max(len(finite), 1)
         say(

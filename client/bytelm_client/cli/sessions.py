@@ -8,12 +8,15 @@ import typer
 
 from bytelm.errors import InputError
 from bytelm_client.cli import models
-from bytelm_client.cli.console import one_line_errors, say
+from bytelm_client.cli.console import one_line_errors, say, tables
 from bytelm_client.cli.texts import Json, bytes_out, shown, write_json
 
 if TYPE_CHECKING:
     from bytelm_client import AsyncClient
     from bytelm_client.results import SessionInfo
+
+WHOLE = 100
+"""Columns that a table of sessions surely fits into."""
 
 sessions = typer.Typer(
     help="List, show and end the sessions on a server.",
@@ -23,7 +26,7 @@ sessions = typer.Typer(
 
 
 @sessions.command("list")
-def list_(json: Json = False, url: models.Url = None, api_key: models.ApiKey = None) -> None:
+def list_(json: Json = False, url: models.ServerUrl = None, api_key: models.ApiKey = None) -> None:
     """List the sessions of this key, oldest first."""
     as_json = json or not sys.stdout.isatty()
 
@@ -42,7 +45,7 @@ def list_(json: Json = False, url: models.Url = None, api_key: models.ApiKey = N
 def show(
     session_id: Annotated[str, typer.Argument(help="The session's id.", metavar="ID")],
     json: Json = False,
-    url: models.Url = None,
+    url: models.ServerUrl = None,
     api_key: models.ApiKey = None,
 ) -> None:
     """Show a session: what it is, and the tokenizations that it follows."""
@@ -82,7 +85,7 @@ def delete(
         list[str] | None, typer.Argument(help="The sessions' ids.", metavar="ID...")
     ] = None,
     all_: Annotated[bool, typer.Option("--all", help="All sessions of this key.")] = False,
-    url: models.Url = None,
+    url: models.ServerUrl = None,
     api_key: models.ApiKey = None,
 ) -> None:
     """End sessions."""
@@ -113,15 +116,17 @@ def _info_json(info: "SessionInfo") -> dict[str, Any]:
 
 
 def _table(found: "list[SessionInfo]") -> None:
-    from rich.console import Console
     from rich.table import Table
 
-    table = Table(
-        "id", "kind", "length", "version", "evaluations", "expires in", box=None, pad_edge=False
-    )
-    table.columns[0].min_width = 36
+    headings = ("id", "kind", "length", "version", "evaluations", "expires in")
+    table = Table(*headings, box=None, pad_edge=False, collapse_padding=True)
+    for column in table.columns:
+        column.no_wrap = True
+    console = tables()
+    # An id is of no use without its end: a narrower terminal wraps the line.
+    console.width = max(console.width, WHOLE)
     for info in found:
         left = f"{max(0.0, info.expires_at - time.time()):.0f} s"
         numbers = [str(info.length), str(info.version), str(info.n_calls)]
         table.add_row(info.id, info.kind, *numbers, left)
-    Console(highlight=False).print(table)
+    console.print(table)

@@ -3,21 +3,28 @@
 What is computed is in ``bytelm_client.sizing``; here it is read and shown.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import asdict
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bytelm_client.cli.console import Progress, one_line_errors
+from bytelm.errors import UnknownModel
+from bytelm_client.cli.console import Progress, one_line_errors, tables
 from bytelm_client.cli.flags import finite
 from bytelm_client.cli.texts import Json, write_json
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from bytelm_client.sizing import Figure, Gpu, ModelShape
 
 DEFAULT_MODELS = ("1b", "8b", "70b")
+HOW = 20
+"""Columns without which it is not said how a figure was found."""
 POWERS = ("B", "kB", "MB", "GB", "TB")
 
 
@@ -122,6 +129,7 @@ def _shape(name: str, dtype: str | None) -> "ModelShape":
     if name.lower() in PRESETS and not Path(name).is_dir():
         shape = PRESETS[name.lower()]
         return shape if dtype is None else of_dtype(shape, dtype)
+    _check_name(name)
     from bytelm.models import config_folder
 
     progress = Progress()
@@ -132,23 +140,46 @@ def _shape(name: str, dtype: str | None) -> "ModelShape":
     return shape_in(folder, dtype, None if Path(name).expanduser().is_dir() else name)
 
 
+def _check_name(name: str) -> None:
+    """Refuse at once what looks like one of the presets, and would be looked for on the hub.
+
+    Raises:
+        UnknownModel: names the presets.
+    """
+    from bytelm_client.sizing import PRESETS
+
+    is_size = re.fullmatch(r"[\d.]+[bm]", name.lower())
+    near = [] if is_size else get_close_matches(name.lower(), PRESETS, n=1)
+    if (is_size or near) and not Path(name).expanduser().exists():
+        guess = f": did you mean {near[0]}?" if near else "."
+        presets = ", ".join(PRESETS)
+        raise UnknownModel(
+            f"{name!r} is none of {presets}{guess} Models of the hub are named owner/name"
+        )
+
+
 def _table(
     gpu: "Gpu", shapes: "Sequence[ModelShape]", columns: "Sequence[Sequence[Figure]]"
 ) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(highlight=False, markup=False)
-    if not console.is_terminal:
-        # Whoever reads it there cuts lines by himself.
-        console.width = 1000
+    console = tables()
     console.print(f"On {gpu.full_name}:")
+    table = _figures(shapes, columns, with_how=True)
+    if console.measure(table).minimum > console.width - HOW:
+        table = _figures(shapes, columns, with_how=False)
+    console.print(table)
+
+
+def _figures(
+    shapes: "Sequence[ModelShape]", columns: "Sequence[Sequence[Figure]]", with_how: bool
+) -> "Table":
+    from rich.table import Table
+    from rich.text import Text
+
     table = Table(box=None, pad_edge=False)
     table.add_column("")
     for shape in shapes:
-        table.add_column(shape.name, justify="right")
-    table.add_column("")
-    table.add_column("")
+        table.add_column(shape.name, justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
     about = ""
     for row in zip(*columns, strict=True):
         first = row[0]
@@ -157,9 +188,12 @@ def _table(
         about = first.about
         how = list(dict.fromkeys(figure.how for figure in row))
         kinds = list(dict.fromkeys(figure.kind for figure in row))
-        cells = [shown(figure.value, figure.unit) for figure in row]
-        table.add_row(first.name, *cells, ", ".join(kinds), "; ".join(how), style=_style(first))
-    console.print(table)
+        cells: list[str | Text] = [shown(figure.value, figure.unit) for figure in row]
+        cells.append(", ".join(kinds))
+        if with_how:
+            cells.append(Text("; ".join(how), no_wrap=True, overflow="ellipsis"))
+        table.add_row(first.name, *cells, style=_style(first))
+    return table
 
 
 def _style(figure: "Figure") -> str:

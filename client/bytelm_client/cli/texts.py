@@ -87,11 +87,23 @@ def beam_options(width: str | None, threshold: float | None, exact: bool = False
 
 def shown(data: bytes) -> str:
     """Bytes as one line of readable text: spaces and new lines made visible, the rest escaped."""
-    text = data.decode(errors="backslashreplace")
-    return "".join(
-        "␣" if c == " " else "⏎" if c == "\n" else c if c.isprintable() else repr(c)[1:-1]
-        for c in text
-    )
+    text = data.decode(errors="backslashreplace").replace(" ", "␣").replace("\n", "⏎")
+    return printable(text)
+
+
+def printable(text: str) -> str:
+    """A text with whatever is not to be seen, or would move the cursor, as escapes."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def ending(data: bytes, most: int = 200) -> str:
+    """The last bytes of a text, as ``shown``."""
+    if len(data) <= most:
+        return shown(data)
+    kept = data[-most:]
+    while kept and 0x80 <= kept[0] < 0xC0 and len(kept) > most - 3:
+        kept = kept[1:]  # the rest of a character
+    return "…" + shown(kept)
 
 
 def write(data: bytes) -> None:
