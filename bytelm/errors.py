@@ -67,6 +67,10 @@ class MethodError(InputError):
         super().__init__(message)
         self.option = option
 
+    def __reduce__(self) -> tuple[type[Self], tuple[str, str]]:
+        # An exception is made again of its message alone, unless it is told otherwise.
+        return type(self), (str(self), self.option)
+
 
 class Utf8Error(InputError):
     """No byte that has probability continues valid UTF-8, or too few bytes are left to do so."""
