@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import random
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -127,6 +128,24 @@ async def test_one_handle_under_streams_and_calls_has_the_servers_count(
         assert seen == sorted(seen)
         here = session.version, session.length
         assert here == standing(await (await client.resume(session.id)).refresh())
+
+
+def test_so_has_one_that_threads_share(client: Client, session: Session) -> None:
+    def work(number: int) -> None:
+        for i in range(6):
+            match (number + i) % 3:
+                case 0:
+                    session.advance(b"a")
+                case 1:
+                    made.extend(session.stream_greedy(4))
+                case 2:
+                    session.next()
+
+    made: list[bytes] = []
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(4)))
+    assert (session.version, session.length) == standing(client.resume(session.id).info)
+    assert session.length == 5 + 8 + len(b"".join(made))
 
 
 def test_after_a_broken_stream_the_session_goes_on(url: str, client: Client) -> None:
