@@ -291,7 +291,8 @@ class BaseClient:
     def _unanswered(self, error: Exception) -> BytelmClientError:
         if isinstance(error, RuntimeError):
             # Of httpx, where it was closed, or asyncio, where the loop was.
-            return Closed(f"{self!r} is of no use any more: {error} Make another one.")
+            why = str(error).rstrip(".")
+            return Closed(f"{self!r} is of no use any more: {why}; make another one")
         if isinstance(error, httpx.TimeoutException) and not isinstance(
             error, httpx.ConnectTimeout
         ):
