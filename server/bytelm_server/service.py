@@ -347,8 +347,9 @@ class _Run:
             vocab = self.lm.vocab
             context = await given.context(vocab, self._service.chat_template, place)
             self._service.limits.check_context(context, self._prefill)
+            state = await begin(self.lm, self._params, context, mode=self._prefill)
             self.lm.bytes_in += context.length
-            return await begin(self.lm, self._params, context, mode=self._prefill)
+            return state
 
     def keep_at_most(self, tokens: int | None) -> None:
         """Let states keep only so many tokens, the last ones; None for the model's limit."""

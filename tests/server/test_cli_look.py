@@ -199,14 +199,20 @@ def test_a_file_longer_than_the_context_is_scored_to_its_end(url: str, tmp_path:
     assert total["bits"] > 1500
 
 
-def test_a_byte_without_probability_is_told(url: str, tmp_path: Path) -> None:
+def test_no_byte_is_impossible_however_narrow_the_beam(url: str, tmp_path: Path) -> None:
     file = tmp_path / "text"
     file.write_bytes(b"hhething")
     done = bytelm("score", str(file), "--K", "1", "--prune-threshold", "0.9", "--url", url)
     total = rows(done.stdout)[-1]
-    assert total["impossible"] > 0
-    assert (total["bits"], total["bits_per_byte"]) == (None, None)
-    assert b"without them it is" in done.stderr
+    assert total["impossible"] == 0
+    assert 0 < total["bits"] < 200
+
+
+def test_a_byte_that_cannot_be_spelled_is_named(start_stub: Any, tmp_path: Path) -> None:
+    file = tmp_path / "text"
+    file.write_bytes(b"he\0h")
+    done = bytelm("score", str(file), "--url", start_stub("--letters"))
+    assert "byte 0x00 at offset 2" in one_line(done, 2)
 
 
 def test_files_that_cannot_be_scored(url: str, tmp_path: Path) -> None:

@@ -210,7 +210,7 @@ def test_a_change_can_depend_on_the_version(session: Session) -> None:
 
 
 def test_what_cannot_follow(client: Client) -> None:
-    beam: Beam = {"K": 1, "prune_threshold": 0.9, "heal": False}
+    beam: Beam = {"K": 1, "prune_threshold": 0.9, "heal": False, "deferred": False}
     with client.session("hheth", beam=beam, prefill="exact") as session:
         assert session.next().logprobs[ord("i")] == -math.inf
         with pytest.raises(InvalidRequest) as caught:

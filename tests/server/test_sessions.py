@@ -120,17 +120,16 @@ async def test_a_session_stands_at_the_state_after_its_context(create, begun) ->
     assert session.next() == await ps(await begun(b"hello"))
 
 
-async def test_next_tells_what_may_be_drawn(create, begun, http) -> None:
+async def test_next_tells_what_may_be_drawn(create, begun) -> None:
     beam = {"K": 1, "prune_threshold": 0.5}
     session = create(context={"text": "hhet"}, prefill="exact", beam=beam)
-    answer = http.get(f"/v1/sessions/{session.id}/next", params={"drawable": True}).json()
+    answer = session.get("/next", drawable=True)
     want = await (await begun(b"hhet", "exact", **beam)).logp_next()
     (result,) = answer["results"]
     told = [-math.inf if x is None else x for x in result["drawable"]["logprobs"]]
     assert told == want.drawable.ps[:256].tolist()
     assert min(told) == -math.inf < min(x for x in result["logprobs"] if x is not None)
-    info = http.get(f"/v1/sessions/{session.id}", params={"candidates": True}).json()
-    assert info["deferred"] > 0
+    assert session.get(candidates=True)["deferred"] > 0
 
 
 async def test_it_begins_with_the_initial_context_where_none_is_given(create, begun) -> None:
@@ -983,7 +982,7 @@ def test_a_bad_context_of_tokens_fails_alone(http: httpx.Client) -> None:
 
 
 def test_what_cannot_follow_has_a_code_of_its_own(create) -> None:
-    beam = {"K": 1, "prune_threshold": 0.9, "heal": False}
+    beam = {"K": 1, "prune_threshold": 0.9, "heal": False, "deferred": False}
     session = create(context="hheth", beam=beam, prefill="exact")
     calls: dict[str, dict[str, Any]] = {
         "advance": {"bytes": "i"},

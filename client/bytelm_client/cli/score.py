@@ -200,8 +200,8 @@ def _report(data: bytes, logprobs: list[float], lines: bool, as_json: bool) -> N
     if impossible:
         rest = _bits(finite) / max(len(finite), 1)
         say(
-            f"{impossible} bytes have no probability in a beam this narrow (raise --K or lower "
-            f"--prune-threshold); without them it is {rest:.3f} bits/byte"
+            f"{impossible} bytes have no probability, since the vocabulary cannot spell some of "
+            f"the text; without them it is {rest:.3f} bits/byte"
         )
 
 
