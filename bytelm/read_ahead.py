@@ -10,7 +10,7 @@ such step take them all, and the whole token, too; only if the text goes elsewhe
     The‖ doc   weighs too little                │
     The‖ doctor                                ─┘
 
-Where the next bytes are known, in a prefill, the way is no guess, and the model need not be idle.
+A fast prefill, which asks for the canonical tokens of its text in advance, reads nothing else so.
 
 This module must not know how a token LM computes, nor how a beam weighs its candidates.
 """
@@ -114,7 +114,7 @@ def is_idle(lm: AsyncTokenLM) -> bool:
 
 
 def coming(
-    trie: TokenTrie, node: int, piece: NDArray[np.float32], threshold: float, way: bytes = b""
+    trie: TokenTrie, node: int, piece: NDArray[np.float32], threshold: float
 ) -> Iterator[int]:
     """The tokens that a candidate will probably have to be extended with.
 
@@ -123,21 +123,15 @@ def coming(
         node: where the candidate stands.
         piece: probabilities of the tokens below that node, in any scale.
         threshold: the share among the tokens that go on like it which a token must exceed.
-        way: the bytes that follow; where they are not known, those of the likeliest token.
 
     Returns:
-        Ids of tokens longer than the candidate's partial token, short ones first; without a
-        ``way``, the likeliest token of all is the last.
+        Ids of tokens longer than the candidate's partial token, on the way through the likeliest
+        one, short ones first; that one is the last.
     """
     low = trie.lo[node]
-    likeliest = -1
-    if not way:
-        likeliest = int(trie.order[low + int(piece.argmax())])
-        way = trie.token_bytes[likeliest][trie.depth[node] :]
-    for b in way:
+    likeliest = int(trie.order[low + int(piece.argmax())])
+    for b in trie.token_bytes[likeliest][trie.depth[node] :]:
         node = trie.child(node, b)
-        if node < 0:
-            return
         below = piece[trie.lo[node] - low : trie.hi[node] - low]
         least = threshold * float(below.sum())
         for at in range(trie.end[node] - trie.lo[node]):

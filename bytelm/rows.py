@@ -296,9 +296,14 @@ class RowSource:
         source.lm = lm
         return source
 
+    @property
+    def is_prepared(self) -> bool:
+        """Whether there are contexts that are not evaluated again."""
+        return bool(self._known)
+
     def knows(self, context: tuple[int, ...]) -> bool:
         """Whether a context is not evaluated again."""
-        return bool(self._known) and context in self._known
+        return self.is_prepared and context in self._known
 
     def knowing(self, known: Mapping[tuple[int, ...], Awaitable[NDArray[np.float32]]]) -> RowSource:
         """The same, but contexts in ``known`` are not evaluated again."""

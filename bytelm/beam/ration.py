@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from bytelm.beam.params import BeamParams
 
-RATION = 20
+RATION = 24
 """Evaluations of one walk, those in advance included."""
 NARROW = 0.5
 """The threshold of a walk that took more than its share."""

@@ -370,13 +370,8 @@ class ByteBeamState(StatefulByteLM):
             return state
         return await state._slid()
 
-    async def _moved(self, b: int, way: bytes = b"") -> Self:
-        """The state after ``b``, however long its candidates are.
-
-        Args:
-            b: the symbol.
-            way: ``b`` and the bytes after it, where they are known.
-        """
+    async def _moved(self, b: int) -> Self:
+        """The state after ``b``, however long its candidates are."""
         b = check_symbol(b)
         self._check_open()
         trie, deferred = self.source.trie, self.params.deferred
@@ -386,7 +381,7 @@ class ByteBeamState(StatefulByteLM):
         need_one = not len(parent) and not (deferred and self._mixed().any())
         wanted, others = await self._wanted(self.logZ if deferred else log_z, need_one)
         begins = b == EOS or trie.child(ROOT, b) >= 0
-        opened = await self._open(wanted, way) if begins else []
+        opened = await self._open(wanted) if begins else []
         if b == EOS:
             state = await self._ended(opened, others)
         else:
@@ -716,12 +711,12 @@ class ByteBeamState(StatefulByteLM):
         state._deferred = deferred.settled(state.logZ)
         return state
 
-    async def _open(self, wanted: Sequence[_Wanted], way: bytes = b"") -> list[_Opened]:
-        """Evaluates what was not evaluated yet; ``way`` are the next bytes, where known."""
+    async def _open(self, wanted: Sequence[_Wanted]) -> list[_Opened]:
+        """Evaluates what was not evaluated yet."""
         missing = [one for one in wanted if one.key not in self._rows]
         if missing:
-            if way or read_ahead.is_idle(self.source.lm):
-                self._read_ahead(missing, way)
+            if not self.source.is_prepared and read_ahead.is_idle(self.source.lm):
+                self._read_ahead(missing)
             rows = await gather([self._evaluate(one) for one in missing])
             for one, row in zip(missing, rows, strict=True):
                 self._rows[one.key] = row
@@ -735,13 +730,8 @@ class ByteBeamState(StatefulByteLM):
             return await self.source.evaluate(one.path)
         return self.source.read(await asyncio.shield(answer))
 
-    def _read_ahead(self, missing: Sequence[_Wanted], way: bytes) -> None:
-        """Begin evaluations that will probably be asked for soon.
-
-        Args:
-            missing: those that are asked for now.
-            way: the next bytes; where not known, those of the likeliest token.
-        """
+    def _read_ahead(self, missing: Sequence[_Wanted]) -> None:
+        """Begin evaluations that will probably be asked for after those that are missing now."""
         trie, (_, nodes, starts, _, pieces) = self.source.trie, self._candidates
         threshold = self.params.prune_threshold
         soon: list[tuple[Path, int]] = []
@@ -749,12 +739,8 @@ class ByteBeamState(StatefulByteLM):
             if i >= 0 and self._fits(len(self._paths[i]) + 1):
                 size = trie.hi[nodes[i]] - trie.lo[nodes[i]]
                 piece = pieces[starts[i] : starts[i] + size]
-                coming = read_ahead.coming(trie, int(nodes[i]), piece, threshold, way)
-                soon += [
-                    (self._paths[i], token)
-                    for token in coming
-                    if not self.source.knows((*self._paths[i], token))
-                ]
+                coming = read_ahead.coming(trie, int(nodes[i]), piece, threshold)
+                soon += [(self._paths[i], token) for token in coming]
         self._ahead = self._ahead.asking(self.source.lm, soon[: read_ahead.MOST])
 
     def _extensions(self) -> list[_Wanted]:
@@ -887,7 +873,7 @@ class ByteBeamState(StatefulByteLM):
                 before = state.prune()
                 is_spent = taken > ration * (at + 1) / len(trunk.rest)
                 before.params = narrowed(self.params) if is_spent else self.params
-                state = await before._moved(b, trunk.rest[at:])
+                state = await before._moved(b)
                 state.params = self.params
                 known = set(map(id, before._paths))
                 new = [path for path in state._paths if id(path) not in known]
