@@ -115,7 +115,7 @@ class ServerSettings(BaseSettings):
         "all", description="What calls that do not say sum over."
     )
     default_keep_canonical: bool = Field(
-        True, description="Whether calls that do not say keep the canonical tokenization."
+        False, description="Whether calls that do not say keep the canonical tokenization."
     )
 
     max_K: int | None = Field(

@@ -11,12 +11,7 @@ from __future__ import annotations
 from bytelm.beam.deferred import Path
 from bytelm.canonical_paths import CanonicalPaths, PathState
 from bytelm.errors import VocabError
-from bytelm.places import Places
-from bytelm.trie import TokenTrie
 from bytelm.vocab import ByteVocab
-
-NEAR = 64
-"""Among so many last tokens a certain place is looked for."""
 
 
 class _Judged(tuple[int, ...]):
@@ -37,9 +32,6 @@ class Judge:
     """
 
     def __init__(self, vocab: ByteVocab, strict: bool) -> None:
-        self._vocab = vocab
-        self._trie = TokenTrie.of(vocab)
-        self._longest = max(map(len, vocab.token_bytes))
         self._paths = CanonicalPaths.of(vocab)
         self._strict = strict
 
@@ -72,19 +64,12 @@ class Judge:
         return judged
 
     def _behind(self, tokens: Path) -> PathState | None:
-        """Where tokens stand: what lies before a certain place makes no difference."""
-        near = tokens[-NEAR:]
-        text = self._vocab.decode(near)
-        places = Places(self._trie, self._longest, text)
-        at, start = len(text), 0 if near == tokens else None
-        for n in range(len(near) - 1, 0, -1):
-            at -= len(self._vocab.token_bytes[near[n]])
-            if places.is_certain(at):
-                start = n
-                break
-        where = self._paths.after(tokens if start is None else near[start:])
-        # A trunk that was parted at a place that is not certain may be no beginning of any text.
-        return self._paths.start if where is None and self._strict else where
+        """Where tokens stand; what lies before a certain place makes no difference."""
+        try:
+            return self._paths.after(tokens)
+        except ValueError:
+            # A trunk that was parted at a place that is not certain may be no text's beginning.
+            return self._paths.start if self._strict else None
 
     def extended(self, path: Path, token: int, anchor: int) -> Path | None:
         """``path`` and a token that ended behind it; None if it may not."""

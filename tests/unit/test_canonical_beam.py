@@ -16,6 +16,7 @@ from bytelm.beam.reference import ReferenceState
 from bytelm.beam.reference_rows import Model
 from bytelm.errors import VocabError
 from bytelm.logprobs import EOS
+from bytelm.snapshot import Snapshot
 from bytelm.testing import StubLM
 from bytelm.vocab import ByteVocab
 
@@ -149,6 +150,32 @@ async def test_a_kept_canonical_candidate_is_never_dropped(text, seed, tokenizat
         canonical = ((0, *ended), VOCAB.token_bytes[last])
         before, after = ([(c.tokens, c.partial) for c in one] for one in (moved, state))
         assert (canonical in before) == (canonical in after)
+
+
+@slow
+@given(
+    st.text(ALPHABET, min_size=40, max_size=90).map(str.encode),
+    st.sampled_from(["all", "canonical"]),
+    st.integers(0, 9),
+)
+async def test_behind_a_trunk_and_from_a_snapshot(text, tokenizations, seed):
+    """However its paths came about, a beam knows where they stand."""
+    lm = StubLM(VOCAB, seed)
+    params = BeamParams(
+        K=3,
+        prune_threshold=0.05,
+        tokenizations=tokenizations,
+        deferred=True,
+        keep_canonical=True,
+    )
+    state = await (await ByteBeamState.initial(lm, params)).prefill(text)
+    again = await Snapshot.of(state).restored(lm, params)
+    for b in b"ab a":
+        ps = (await state.logp_next()).ps
+        assert np.exp(ps).sum() == pytest.approx(1.0, abs=1e-9)
+        if tokenizations == "canonical":
+            close((await again.logp_next()).ps, ps, 1e-9)
+        state, again = await state.prune().advanced(b), await again.prune().advanced(b)
 
 
 async def test_a_vocabulary_without_a_tokenizer_is_refused():
