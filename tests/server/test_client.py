@@ -199,7 +199,7 @@ def test_scores_are_what_the_server_says(client: Client, http: httpx.Client) -> 
 
 
 def test_the_impossible_scores_minus_infinity(client: Client) -> None:
-    beam: Beam = {"K": 1, "prune_threshold": 0.9}
+    beam: Beam = {"K": 1, "prune_threshold": 0.9, "deferred": False}
     result = client.score("hheth", "ing", beam=beam, prefill="exact", per_byte=True)
     assert result.logprobs is not None
     assert list(result.logprobs) == [-math.inf] * 3

@@ -126,7 +126,7 @@ async def test_a_beam_is_the_librarys(
 
 
 # One candidate reads "th" as one token, which only healing can go on from.
-NARROW = {"K": 1, "prune_threshold": 0.9}
+NARROW = {"K": 1, "prune_threshold": 0.9, "deferred": False}
 HEALED = "hhethingllo"
 
 
