@@ -123,6 +123,9 @@ class GenlmState:
         self.mass = mass
         return self
 
+    async def cleanup(self) -> None:
+        """Nothing: no candidate holds anything outside this process."""
+
     def __lshift__(self, b: int) -> GenlmState | None:
         """The candidate after one more byte of its token, or EOS; None if that cannot be."""
         if b == EOS:

@@ -98,7 +98,7 @@ class LazyByteProbs:
 
     def materialize(self) -> Chart:
         """All entries, keyed by 0..255, None (EOT) and 257 (EOS)."""
-        values = self.ps.tolist()
+        values = np.asarray(self.ps).tolist()
         chart = Chart(-np.inf if self.log_space else 0.0, enumerate(values[:256]))
         chart[None] = values[EOT]
         chart[EOS] = values[EOS]
@@ -227,13 +227,24 @@ class Chart(dict[Any, Any]):
         return max((abs(self[k] - other[k]) for k in self.keys() | other.keys()), default=0.0)
 
     def assert_equal(
-        self, want: dict[Any, Any], *, domain: Iterable[Any] | None = None, tol: float = 1e-5
+        self,
+        want: dict[Any, Any],
+        *,
+        domain: Iterable[Any] | None = None,
+        tol: float = 1e-5,
+        verbose: bool = False,
+        throw: bool = True,
     ) -> None:
-        """Raises AssertionError with all keys at which the two differ by more than ``tol``."""
+        """Raises AssertionError with all keys at which the two differ by more than ``tol``.
+
+        Prints these with ``verbose``; without ``throw``, raises nothing.
+        """
         want = want if isinstance(want, Chart) else Chart(self.zero, want)
         keys = self.keys() | want.keys() if domain is None else domain
         wrong = {k: (self[k], want[k]) for k in keys if not abs(self[k] - want[k]) <= tol}
-        if wrong:
+        if verbose:
+            print(f"(have, want) differ by more than {tol}: {wrong}")
+        if wrong and throw:
             raise AssertionError(f"(have, want) differ by more than {tol}: {wrong}")
 
     def to_dict(self) -> dict[Any, Any]:
@@ -243,8 +254,9 @@ class Chart(dict[Any, Any]):
     def __repr__(self) -> str:
         return repr({k: v for k, v in self.items() if v != self.zero})
 
-    def __str__(self) -> str:
-        lines = [f"  {k!r}: {v}," for k, v in self.trim().sort_descending().items()]
+    def __str__(self, style_value: Callable[[Any, Any], str] = lambda k, v: str(v)) -> str:
+        best_first = self.trim().sort_descending().items()
+        lines = [f"  {k!r}: {style_value(k, v)}," for k, v in best_first]
         return "\n".join(["Chart {", *lines, "}"])
 
     def _repr_html_(self) -> str:
@@ -252,4 +264,5 @@ class Chart(dict[Any, Any]):
             f"<tr><td><pre>{html.escape(repr(k))}</pre></td><td><pre>{html.escape(str(v))}</pre></td></tr>"
             for k, v in self.trim().items()
         )
-        return f"<table><tr><th>key</th><th>value</th></tr>{rows}</table>"
+        table = f"<table><tr><th>key</th><th>value</th></tr>{rows}</table>"
+        return f'<div style="font-family: Monospace;">{table}</div>'

@@ -29,6 +29,9 @@ REQUIREMENTS = [
     GENLM_BYTES,
     "genlm-backend==0.3.1",
     "transformers==5.19.0",
+    # What its own tests need.
+    "pytest==9.2.0",
+    "pytest-asyncio==1.5.0",
     # What bytelm's pure part and its client need, which run beside it from the source tree.
     "httpx>=0.28",
     "numba>=0.61",
@@ -136,7 +139,7 @@ def _say(line: str) -> None:
 
 
 def main() -> int:
-    """Compares bytelm with genlm-bytes: the code of its documentation, then the numbers."""
+    """Compares bytelm with genlm-bytes: its documentation's code, its tests, then the numbers."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--model", help="a model's folder or name; the default model otherwise")
     parser.add_argument("--torch-index", help="an index that has PyTorch's CPU builds")
@@ -145,12 +148,14 @@ def main() -> int:
     python(given.torch_index or None)
     _say("running the code of genlm-bytes' README and notebook in both (1 minute)")
     usage = run("tests.benchmarks.genlm_usage", model, str(sources()))
+    _say("running genlm-bytes' own tests on bytelm (5 to 10 minutes)")
+    tests = run("tests.benchmarks.genlm_tests", model, str(sources()))
     _say("running genlm-bytes on a bytelm server (2 minutes)")
     with served(model) as url:
         remote = run("tests.benchmarks.genlm_remote", model, url)
     _say("comparing distributions and greedy bytes (5 to 15 minutes; goes on where it stopped)")
     places = ["--progress", str(folder().parent), "--results", str(RESULTS)]
-    return max(usage, remote, run("tests.benchmarks.genlm_exactness", model, *places))
+    return max(usage, tests, remote, run("tests.benchmarks.genlm_exactness", model, *places))
 
 
 if __name__ == "__main__":

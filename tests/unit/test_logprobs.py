@@ -1,5 +1,7 @@
 """Distributions over the next byte, as arrays and as Charts."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -113,3 +115,20 @@ def test_byte_values_are_checked_and_kept(data):
 def test_values_that_are_no_bytes_are_refused(wrong):
     with pytest.raises(ByteError):
         checked_bytes(wrong)
+
+
+def test_a_distribution_may_be_a_list() -> None:
+    ps: Any = [0.1] * 256 + [0.2, 0.3]
+    chart = LazyByteProbs(ps, log_space=False).materialize()
+    assert (chart[0], chart[None], chart[EOS]) == (0.1, 0.2, 0.3)
+
+
+def test_a_charts_values_are_shown_as_wanted() -> None:
+    chart: Any = Chart(0, {"a": 1, "b": 2, "c": 0})
+    text = chart.__str__(style_value=lambda k, v: f"{k}={v}")
+    assert text == "Chart {\n  'b': b=2,\n  'a': a=1,\n}"
+
+
+def test_differences_may_be_printed_instead(capsys: pytest.CaptureFixture[str]) -> None:
+    Chart(0, {"a": 1}).assert_equal({"a": 2}, throw=False, verbose=True)
+    assert "{'a': (1, 2)}" in capsys.readouterr().out
