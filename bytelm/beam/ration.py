@@ -23,4 +23,4 @@ def narrowed(own: BeamParams) -> BeamParams:
     """A beam's parameters in a walk that took more; of one without a threshold, its own."""
     if not own.prune_threshold:
         return own
-    return replace(own, prune_threshold=max(own.prune_threshold, NARROW), eos_tokens=None)
+    return replace(own, prune_threshold=max(own.prune_threshold, NARROW))

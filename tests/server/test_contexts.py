@@ -109,8 +109,8 @@ async def test_prefill_is_the_librarys(results: Any, begun: Any, mode: str) -> N
 BEAMS: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"K": 1}, {"K": 1}),
     ({"prune_threshold": 0.5}, {"prune_threshold": 0.5}),
-    ({"eos_tokens": [[46], 267]}, {"eos_tokens": [b".", 267]}),
-    ({"eos_tokens": []}, {"eos_tokens": []}),
+    ({"eos_tokens": [[46], 267]}, {"eos_byte_strings": [b".", 267]}),
+    ({"eos_tokens": []}, {"eos_byte_strings": []}),
     ({"special_tokens": "literal"}, {"special_tokens": "literal"}),
 ]
 
