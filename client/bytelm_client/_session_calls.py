@@ -89,6 +89,10 @@ class SessionCalls:
         """What it is."""
         return self._look("", "get", self._learner(), options)
 
+    def standing(self) -> Call[SessionInfo]:
+        """What it is when the calls before this one have ended."""
+        return replace(self.get({}), params={"wait": True})
+
     def candidates(self, options: CallOptions) -> Call[list[Candidate]]:
         """And the tokenizations that it follows."""
         told = self._learner()

@@ -195,15 +195,16 @@ async def get(
     calls: Calls,
     session_id: str,
     candidates: Annotated[bool, Query(description="With the beam's candidates.")] = False,
+    wait: Annotated[bool, Query(description="After the calls that came before.")] = False,
 ) -> JsonResponse:
     """What a session is: where it stands, and until when it is kept.
 
-    It does not wait for a call that moves the session, except with `candidates`.
+    It does not wait for a call that moves the session, except with `candidates` or `wait`.
     """
-    if not candidates:
+    if not candidates and not wait:
         # It needs no model, and waits for nobody.
         return JsonResponse(await calls.look(session_id))
-    call = bodies.GetCall(candidates=True)
+    call = bodies.GetCall(candidates=candidates)
     return JsonResponse(await work.result(calls.get(session_id, call)))
 
 

@@ -73,7 +73,7 @@ class AsyncStream(BaseStream, AsyncIterator[bytes]):
             self._left = False
             # How far the server went before it saw that nobody reads.
             with suppress(BytelmClientError):
-                await self._session.refresh()
+                await self._client._send(self._session._calls.standing())
 
     async def __aenter__(self) -> Self:
         return self

@@ -73,7 +73,7 @@ class Stream(BaseStream, Iterator[bytes]):
             self._left = False
             # How far the server went before it saw that nobody reads.
             with suppress(BytelmClientError):
-                self._session.refresh()
+                self._client._send(self._session._calls.standing())
 
     def __enter__(self) -> Self:
         return self
