@@ -20,7 +20,7 @@ from bytelm.testing import StubLM
 from bytelm.token_lm import Chunk
 from bytelm.vocab import ByteVocab
 from bytelm_server.app import create_app
-from bytelm_server.process import listen, serve
+from bytelm_server.process import listen, serve, url_of
 
 SECONDS = 0.005
 """What an evaluation takes."""
@@ -62,4 +62,6 @@ if __name__ == "__main__":
         **changes,  # type: ignore[arg-type]
     )
     app = create_app(QuickLM(), settings)
-    sys.exit(serve(app, settings, listen(settings), lambda service: None))
+    sock = listen(settings)
+    print(url_of(sock), flush=True)
+    sys.exit(serve(app, settings, sock, lambda service: None))
