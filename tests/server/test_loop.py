@@ -3,14 +3,16 @@
 The deadline is the specification: 250 ms for ``/health`` at any moment, on two cores. It is
 measured from a process of its own, against the machine as that process finds it at the same moment:
 where a piece of computing takes twice its CPU time there, because others want the cores as well,
-``/health`` may take twice as long. So a busy machine does not fail the test, and a server whose
-loop is kept, which on any machine is longer than computing takes there, does.
+``/health`` may take twice as long. And a request that keeps the loop keeps it each time it comes,
+while the machine's own pauses come and go: late is what was late in each of ``TRIES``. So a busy
+machine does not fail the test, and a server whose loop is kept does.
 """
 
 import asyncio
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -22,6 +24,7 @@ HERE = Path(__file__).parent
 DEADLINE = 0.25
 AROUND = 10
 """Probes before and behind one that tell how busy the machine is."""
+TRIES = 3
 
 
 @pytest.fixture(scope="module")
@@ -31,26 +34,41 @@ def busy(run_stub: Callable[..., object]) -> str:
     return str(stub.url)  # type: ignore[attr-defined]
 
 
-@pytest.fixture
-def probe(busy: str) -> Iterator[Callable[[], list[tuple[float, float]]]]:
-    """Ends a probing of the server, and gives what it found: latencies, the machine's slowness."""
-    port = str(httpx.URL(busy).port)
-    process = subprocess.Popen(
-        [sys.executable, str(HERE / "loop_probe.py"), port], stdout=subprocess.PIPE, text=True
+@asynccontextmanager
+async def probed(base: str) -> AsyncIterator[list[tuple[float, float]]]:
+    """Probes a server meanwhile; what it found is there at the end: latencies, slowness."""
+    port = str(httpx.URL(base).port)
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, str(HERE / "loop_probe.py"), port, stdout=subprocess.PIPE
     )
     assert process.stdout is not None
-    process.stdout.readline()
-
-    def found() -> list[tuple[float, float]]:
-        assert process.poll() is None, "the server did not answer /health"
+    try:
+        await process.stdout.readline()
+        found: list[tuple[float, float]] = []
+        yield found
+        assert process.returncode is None, "the server did not answer /health"
         process.terminate()
-        out, _ = process.communicate()
-        lines = [line.split() for line in out.splitlines(keepends=True) if line.endswith("\n")]
-        return [(float(took), float(slowness)) for took, slowness in lines]
+        async for line in process.stdout:
+            if line.endswith(b"\n"):
+                took, slowness = line.split()
+                found.append((float(took), float(slowness)))
+    finally:
+        with suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
 
-    yield found
-    process.kill()
-    process.wait()
+
+async def assert_in_time(base: str, load: Callable[[], Awaitable[None]], least: int = 0) -> None:
+    """``/health`` is answered in time while the load runs, in one of so many tries at least."""
+    told = []
+    for _ in range(TRIES):
+        async with probed(base) as found:
+            await load()
+        assert len(found) > least
+        told.append(late(found))
+        if not told[-1]:
+            return
+    pytest.fail(f"late in each of {TRIES} tries: {told}")
 
 
 def late(found: list[tuple[float, float]]) -> list[str]:
@@ -86,26 +104,25 @@ async def send(http: httpx.AsyncClient, request: Request, ids: dict[str, str]) -
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-async def test_one_hostile_request_keeps_nobody_waiting(
-    busy: str, probe: Callable[[], list[tuple[float, float]]], name: str
-) -> None:
-    async with httpx.AsyncClient(base_url=busy, timeout=120) as http:
-        status = await send(http, HOSTILE[name], await sessions(http))
-        await asyncio.sleep(0.3)  # what goes on behind the answer
-    assert status < 500 or status == 504, status
-    assert late(probe()) == []
+async def test_one_hostile_request_keeps_nobody_waiting(busy: str, name: str) -> None:
+    async def load() -> None:
+        async with httpx.AsyncClient(base_url=busy, timeout=120) as http:
+            status = await send(http, HOSTILE[name], await sessions(http))
+            await asyncio.sleep(0.3)  # what goes on behind the answer
+        assert status < 500 or status == 504, status
+
+    await assert_in_time(busy, load)
 
 
-async def test_while_all_of_them_run_health_is_answered_in_time(
-    busy: str, probe: Callable[[], list[tuple[float, float]]]
-) -> None:
-    limits = httpx.Limits(max_connections=40)
-    async with httpx.AsyncClient(base_url=busy, timeout=300, limits=limits) as http:
-        ids = await sessions(http)
-        statuses = await asyncio.gather(*[send(http, one, ids) for one in HOSTILE.values()])
-        found = probe()
+async def test_while_all_of_them_run_health_is_answered_in_time(busy: str) -> None:
+    async def load() -> None:
+        limits = httpx.Limits(max_connections=40)
+        async with httpx.AsyncClient(base_url=busy, timeout=300, limits=limits) as http:
+            ids = await sessions(http)
+            statuses = await asyncio.gather(*[send(http, one, ids) for one in HOSTILE.values()])
         assert {status for status in statuses if status >= 500} <= {504}
-        assert len(found) > 20
-        assert late(found) == []
+
+    await assert_in_time(busy, load, least=20)
+    async with httpx.AsyncClient(base_url=busy, timeout=60) as http:
         answer = await http.post("/v1/greedy", json={"context": "hello", "steps": 2})
         assert answer.status_code == 200
