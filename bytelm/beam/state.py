@@ -534,7 +534,8 @@ class ByteBeamState(StatefulByteLM):
             ContextTooLong: when the canonical tokens are more than the model takes.
         """
         self._check_open()
-        vocab = self.source.vocab
+        # Whatever a text's special tokens are read as, these are none of its bytes.
+        vocab = self.source.lm.vocab
         for token in tokens:
             if not 0 <= token < vocab.size or vocab.token_bytes[token]:
                 raise VocabError(f"token {token} cannot be inserted: it is no special token")

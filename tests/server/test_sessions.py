@@ -192,13 +192,15 @@ def test_a_session_made_for_exact_prefill_may_read_a_long_text_fast(create) -> N
     assert session("prefill", bytes="the " * 38, prefill="fast")["length"] == 152
 
 
-async def test_segments_carry_special_tokens(create, begun, lm) -> None:
+@pytest.mark.parametrize("reading", ["special", "literal"])
+async def test_segments_carry_special_tokens(create, begun, lm, reading) -> None:
     end = lm.vocab.token_text.index("<|im_end|>")
-    session = create(context={"segments": [{"token": "<|im_start|>"}, {"text": "he"}]})
+    context = {"segments": [{"token": "<|im_start|>"}, {"text": "he"}]}
+    session = create(context=context, beam={"special_tokens": reading})
     assert session.info["length"] == 2
     session("advance", segments=[{"text": "llo"}, {"token": "<|im_end|>"}, {"text": "the"}])
-    state = await begun(Context([Special(lm.vocab.bos_token_id), Text(b"he")]))
-    state = state.insert([end], b"llo")
+    head = Context([Special(lm.vocab.bos_token_id), Text(b"he")])
+    state = (await begun(head, special_tokens=reading)).insert([end], b"llo")
     for b in b"the":
         state = await (state.prune() << b)
     assert session.next() == await ps(state)

@@ -201,14 +201,17 @@ async def test_a_state_begins_as_behind_the_explicit_tokens(context, mode):
     await assert_same_state(await begin(lm, PARAMS, context, mode=mode), other)
 
 
+@pytest.mark.parametrize("reading", ["special", "literal"])
 @pytest.mark.parametrize("vocab", [VOCAB, SENTENCEPIECE], ids=["toy", "sentencepiece"])
-async def test_a_state_begins_as_if_the_special_tokens_were_inserted(vocab):
+async def test_a_state_begins_as_if_the_special_tokens_were_inserted(vocab, reading):
     lm = StubLM(vocab)
     eos = vocab.eos_token_ids[0]
+    params = BeamParams(K=4, special_tokens=reading)
     context = Context([Text(b"the cat"), Special(eos), Special(eos), Text(b" cat the cat")])
-    state = await (await ByteBeamState.initial(lm, PARAMS)).prefill(b"the cat")
+    state = await (await ByteBeamState.initial(lm, params)).prefill(b"the cat")
     state = await state.insert([eos, eos]).prefill(b" cat the cat")
-    begun = await begin(lm, PARAMS, context)
+    begun = await begin(lm, params, context)
+    assert begun.context == state.context == b"the cat cat the cat"
     assert [(c.tokens, c.partial) for c in begun] == [(c.tokens, c.partial) for c in state]
     got, want = (await begun.logp_next()).ps, (await state.logp_next()).ps
     assert np.allclose(got, want, atol=1e-9)

@@ -201,7 +201,7 @@ class ByteState(SessionState):
         if by.tokens is not None:
             raise FieldError("tokens go with token sessions only: give bytes", "tokens")
         beam, text = self.beam, b""
-        for segment in _context(by, self.beam.source.vocab).segments:
+        for segment in _context(by, self.beam.source.lm.vocab).segments:
             go_on()
             if isinstance(segment, Special):
                 beam, text = beam.insert([segment.token_id], text), b""
