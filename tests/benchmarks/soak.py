@@ -32,7 +32,7 @@ from tests.benchmarks.texts import excerpts
 
 RESULTS = Path(__file__).with_name("results")
 PATIENCE = 600.0
-LOOK_SECONDS = 2.0
+LOOK_SECONDS, SAY_SECONDS = 2.0, 30.0
 FLAT, FLAT_SHORT, LONG_SECONDS = 0.01, 0.03, 1800.0
 """How much of its size a process may grow by once it should have settled; in a run that is too
 short for that, too; and how long a run must be for the first."""
@@ -92,11 +92,19 @@ def processes(server: psutil.Process) -> dict[str, psutil.Process]:
 async def watch(server: psutil.Process, watched: Watched, began: float) -> None:
     """Note the memory every few seconds."""
     looked_at = processes(server)
+    said = 0.0
     while True:
-        watched.times.append(time.monotonic() - began)
+        gone = time.monotonic() - began
+        watched.times.append(gone)
         for name, process in looked_at.items():
             found = await asyncio.to_thread(resident, process, CPU_KV_CACHE_BYTES)
             watched.memory[name].append(found)
+        if gone - said >= SAY_SECONDS:
+            said = gone
+            calls, errors = sum(map(len, watched.calls.seconds.values())), watched.calls.errors
+            own = sum(looks[-1].own for looks in watched.memory.values()) >> 20
+            line = f"{gone:.0f} s: {calls} calls, {sum(errors.values())} errors, {own} MiB"
+            print(line, file=sys.stderr, flush=True)
         await asyncio.sleep(LOOK_SECONDS)
 
 
