@@ -10,6 +10,8 @@ MODEL :=
 ARGS :=
 # For make bench-accuracy: anything but empty makes the full run instead of the sample.
 FULL :=
+# For make bench-host: a git revision that is measured beside this version.
+AGAINST :=
 # For make soak: for how long; empty: 300.
 SECONDS :=
 # cpu or cuda; cuda where nvidia-smi works.
@@ -121,9 +123,12 @@ soak: $(INSTALLED_DEV) setup  ## Let 128 clients make all kinds of calls for 5 m
 	@.venv/bin/python -m tests.benchmarks.soak $(if $(SECONDS),--seconds $(SECONDS))
 
 .PHONY: bench-host
-bench-host: $(INSTALLED_DEV) setup  ## Measure the byte layer without a model, and genlm-bytes beside it
-	@.venv/bin/python -m tests.benchmarks.bench_host $(if $(MODEL),--model "$(MODEL)") \
-	  $(if $(TORCH_INDEX),--torch-index "$(TORCH_INDEX)")
+bench-host: $(INSTALLED_DEV) setup  ## Measure the byte layer without a model, and others beside it (AGAINST=revision)
+	@$(NEED)
+	# Where the processor's own counters cannot be read, instructions are counted by valgrind.
+	perf stat -x, -e instructions:u true 2>&1 | grep -q '^[0-9]' || need valgrind
+	.venv/bin/python -m tests.benchmarks.bench_host $(if $(MODEL),--model "$(MODEL)") \
+	  $(if $(AGAINST),--against "$(AGAINST)") $(if $(TORCH_INDEX),--torch-index "$(TORCH_INDEX)")
 
 .PHONY: bench
 bench: $(INSTALLED_DEV) setup  ## Measure the speed against genlm-bytes and vLLM's own decoding (20 minutes)
