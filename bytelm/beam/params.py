@@ -17,9 +17,9 @@ LISTED = 16
 """How many deferred items a beam lists at most; the others share one remainder."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class BeamParams:
-    """What a beam keeps.
+    """What a beam keeps; immutable: ``dataclasses.replace`` gives others.
 
     Args:
         K: how many candidates ``prune`` keeps at most; None for any number.
@@ -93,11 +93,11 @@ class BeamParams:
                 )
             message = "'eos_tokens' is deprecated, use 'eos_byte_strings' instead."
             warnings.warn(message, DeprecationWarning, stacklevel=3)
-            self.eos_byte_strings, self.eos_tokens = self.eos_tokens, None
+            object.__setattr__(self, "eos_byte_strings", self.eos_tokens)
+            object.__setattr__(self, "eos_tokens", None)
         if isinstance(self.eos_byte_strings, (bytes, str)):
             raise BeamError(f"eos_byte_strings is a list of tokens, not {self.eos_byte_strings!r}")
         if self.eos_byte_strings is not None:
-            self.eos_byte_strings = frozenset(self.eos_byte_strings)
-        self.log_prune_threshold = (
-            math.log(self.prune_threshold) if self.prune_threshold > 0.0 else -math.inf
-        )
+            object.__setattr__(self, "eos_byte_strings", frozenset(self.eos_byte_strings))
+        threshold = math.log(self.prune_threshold) if self.prune_threshold > 0.0 else -math.inf
+        object.__setattr__(self, "log_prune_threshold", threshold)

@@ -1,5 +1,6 @@
 """The byte beam against brute force over all tokenizations, and its laws."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import mistral_common
@@ -299,6 +300,15 @@ async def test_a_context_may_begin_with_any_token_where_there_is_neither_bos_nor
     for mode in ("exact", "fast"):
         assert (await state.prefill(b"abcab", mode)).context == b"abcab"
     assert len(await state.greedy(b"ab", 3)) == 5
+
+
+@pytest.mark.parametrize("name", ["K", "prune_threshold", "log_prune_threshold"])
+def test_parameters_never_change(name):
+    params = BeamParams(K=5, prune_threshold=0.01)
+    with pytest.raises(AttributeError, match=f"cannot assign to field '{name}'"):
+        setattr(params, name, 0.5)
+    other = replace(params, prune_threshold=0.5)
+    assert (other.K, other.log_prune_threshold) == (5, np.log(0.5))
 
 
 async def test_repr_shows_weights_tokens_and_partial():
