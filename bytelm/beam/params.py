@@ -23,8 +23,8 @@ class BeamParams:
 
     Args:
         K: how many candidates ``prune`` keeps at most; None for any number.
-        prune_threshold: candidates whose share of the beam's probability is not above this are
-            dropped, extensions not evaluated; in [0, 1).
+        prune_threshold: extensions whose share of the beam's probability is not above this are not
+            evaluated, and candidates, unless ``deferred``, dropped; in [0, 1).
         verbose: print the beam after each byte.
         eos_byte_strings: what ends a text: tokens as byte strings (special ones by their names),
             as ids or as genlm ``Token``s; None for the model's own EOS tokens. Those that have

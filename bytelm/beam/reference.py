@@ -10,8 +10,8 @@ by that of all continuations of x. Without limits the beam holds every candidate
 **Extending.** Where a partial is a token itself, that token may have ended: the *extension* of the
 candidate, whose partial is empty. Its weight is known from the candidate's own row, what follows it
 takes an evaluation of the tokens with the new one. So extensions below ``prune_threshold`` are not
-evaluated, and ``prune`` drops candidates: this is all that a beam loses
-(``test_pruned_mass_is_a_lower_bound``).
+evaluated, and ``prune`` drops candidates beyond K and below the threshold: this is all that a beam
+loses (``test_pruned_mass_is_a_lower_bound``).
 
 **Deferring.** What is dropped has mass all the same, and sometimes all that a byte has: after
 "separa" nearly everything stands in " separate", and "b" comes only behind " separ", which ended
@@ -21,6 +21,7 @@ r. A stand-in q, a function of the prefix alone, says where it would go::
 
     p(b | x) = N(xb) / Σ N(x·),   N(xb) = kept mass of xb + (Σ e q(s) + r) q(b)
 
+What was evaluated costs nothing more, so the threshold drops no candidate then, K alone does.
 *First the report, then the evaluation*: when b is consumed, items whose share e q(s) of N(xb) is
 above the threshold are evaluated, and e q(s) becomes e p(s) from the next report on. So a report is
 a function of its prefix, every report sums to 1, and those of all texts of a length do
@@ -109,11 +110,10 @@ class ReferenceState:
         return normalised(self._mixed([*self.kept, *opened]))
 
     def prune(self) -> Self:
-        """At most K candidates above the threshold, always the best, and perhaps the canonical."""
-        if len(self.kept) <= 1:
-            return self
-        least = self.log_z + self.params.log_prune_threshold
-        kept = [c for c in self.kept[: self.params.K] if c.weight > least] or [self.kept[0]]
+        """At most K candidates, always the best, and perhaps the canonical."""
+        kept, least = list(self.kept[: self.params.K]), self.log_z + self.params.log_prune_threshold
+        if not self.params.deferred:
+            kept = [c for c in kept if c.weight > least] or kept[:1]
         if self.params.keep_canonical and self.model.canonical is not None:
             kept += [c for c in self.kept if c not in kept and self._is_canonical(c)]
         dropped = log_sum(c.weight for c in self.kept if c not in kept)

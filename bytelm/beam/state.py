@@ -442,14 +442,18 @@ class ByteBeamState(StatefulByteLM):
         return (*self._paths[which], token), rest
 
     def prune(self) -> Self:
-        """At most K candidates, those whose share is above the threshold, and always the best."""
+        """At most K candidates, and always the best.
+
+        Those alone whose share is above the threshold, unless what is dropped is deferred: what
+        was evaluated already costs nothing, and matters as soon as a surprising byte comes.
+        """
         weight = self._candidates.weight
         if len(weight) <= 1:
             return self
-        threshold = self.logZ + self.params.log_prune_threshold
-        most = max(1, int(np.count_nonzero(weight > threshold)))
-        if self.params.K is not None:
-            most = min(most, self.params.K)
+        most = len(weight) if self.params.K is None else min(self.params.K, len(weight))
+        if not self.params.deferred:
+            least = self.logZ + self.params.log_prune_threshold
+            most = min(most, max(1, int(np.count_nonzero(weight > least))))
         kept = list(range(most))
         if self.params.keep_canonical and most < len(weight):
             kept += [i for i in range(most, len(weight)) if self._is_canonical(i)]
