@@ -34,7 +34,10 @@ from tests.benchmarks.texts import Text, texts
 RESULTS = Path(__file__).parent / "results"
 STUB = "stub"
 """As a model's name: pseudo-random distributions, to try a benchmark without a model."""
-ALGORITHM = ["beam/*", "canonical", "healing", "logprobs", "places", "prefill", "rows", "trie"]
+ALGORITHM = [
+    *("beam/*", "canonical", "canonical_paths", "families/*", "healing", "logprobs", "pipeline"),
+    *("places", "prefill", "rows", "split*", "stand_in", "text_changes", "trie"),
+]
 """The modules of bytelm that a measurement depends on."""
 STORE_GB, FULL_STORE_GB = 8.0, 24.0
 RESAMPLES = 10_000

@@ -1,4 +1,9 @@
-"""Real texts to measure on, found where Python is installed: English, code and Chinese."""
+"""Real texts to measure on, found where Python is installed: English, code and Chinese.
+
+Beside them two that were written for this: Russian, and a page of lines that are hard.
+"""
+
+# ruff: noqa: E501
 
 from __future__ import annotations
 
@@ -46,6 +51,14 @@ def texts(size: int, chinese: Path | None = None) -> list[Text]:
         SystemExit: no Chinese text is found.
     """
     return [text.beginning(size) for text in (_english(), _code(), _chinese(chinese))]
+
+
+def written(size: int) -> list[Text]:
+    """Russian and hard lines, ``size`` bytes of each."""
+    return [
+        Text("Russian", "a letter from the country", RUSSIAN.encode()).beginning(size),
+        Text("hard lines", "typos, names, tables, addresses", HARD.encode()).beginning(size),
+    ]
 
 
 def excerpts(count: int, size: int, series: int = 0) -> list[bytes]:
@@ -109,3 +122,33 @@ def _lines(path: Path) -> list[str]:
 
 def _python() -> str:
     return ".".join(platform.python_version_tuple()[:2])
+
+
+RUSSIAN = """\
+Здравствуй, Маша! Вот уже вторая неделя, как мы живём на даче. Дом старый, крыша немного течёт, \
+зато из окна видно реку и лес на другом берегу. По утрам дедушка ходит на рыбалку и почти всегда \
+возвращается с пустым ведром, но очень довольный. Я помогаю бабушке в огороде: мы посадили морковь, \
+укроп и двадцать кустов клубники. Соседский кот каждый вечер приходит к нам за молоком. Вчера была \
+гроза, и электричество отключили до самого утра, поэтому мы сидели при свечах и рассказывали \
+страшные истории. Напиши, когда ты сможешь приехать: в субботу есть автобус в 9:40, а мы встретим \
+тебя на станции. Не забудь взять тёплый свитер и книгу, которую я тебе дал весной.
+"""
+
+HARD = """\
+I definately recieved you're package yesturday, but teh box was allready open...
+Her name is Siobhán O'Rourke-Nguyễn; she's from Aix-en-Provence, isn't she?
+Dr. Müller-Lüdenscheidt, Königsallee 17b, 40212 Düsseldorf, Tel. +49 211 9847-03
+The variables are separable, as Fran said: f(x, y) = g(x)·h(y).
+OMG 😂😂 that was sooo funny!!! 🎉 c u l8er @ Zoë's 💃🏽
+https://www.example.org/a/2024/03/17/x.html?lang=de&ref=nl%20q#sec-4
+| Schrauben M8x40 | 250 | 12,95 € |
+|-----------------|----:|--------:|
+Pzt/q:r wvut 0x7ffdeadbeef 4f3a9c 1e-07 NaN 192.168.17.254:8443
+Żółć, jaźń, gęś; şişe, çiğdem; người đẹp; façade naïve coöperate
+17.03.2024 09:45:12,381 -17.5°C 42% 3.14159 №8 §12(3) ½ l
+rock 'n' roll, y'all'd've, the '90s, Hawai'i, 'tis, o'clock, Bob's & Jess'
+git commit -m "fix(api): don't drop NoneType in _parse_args (#1234)" && make -j8
+Floccinaucinihilipilification and pneumonoultramicroscopic are loooong words
+{"id":17,"tags":["a","ß"],"n":{"k":null,"π":3.14}}<a href='/x?y=1&amp;z'>ok</a>
+今天 is 星期五, завтра — суббота, and أمس was الخميس.
+"""
