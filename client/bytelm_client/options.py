@@ -20,7 +20,8 @@ class Beam(TypedDict, total=False):
 
     Attributes:
         K: the most candidates; None for any number, where the server allows it.
-        prune_threshold: the share of the whole below which a candidate is dropped.
+        prune_threshold: the share of the whole below which a token that ends is not evaluated,
+            and without ``deferred`` a candidate is dropped.
         eos_tokens: what ends a text, tokens as bytes or ids; None for the model's own.
         heal: look for another reading of the context's end where no candidate can go on.
         heal_max_backoff: the most bytes of a token that healing takes back; None for all.

@@ -73,7 +73,11 @@ class Beam(Body):
 
     K: int | None = Field(None, ge=1, description="Most candidates; null is unlimited.")
     prune_threshold: float | None = Field(
-        None, ge=0, lt=1, description="Candidates below this share of the whole are dropped."
+        None,
+        ge=0,
+        lt=1,
+        description="Tokens that end with a share of the whole below this are not evaluated; "
+        "without `deferred`, candidates below it are dropped, too.",
     )
     eos_tokens: Annotated[list[EosToken], Field(fail_fast=True)] | None = Field(
         None,
