@@ -160,6 +160,7 @@ test-peers: $(INSTALLED_DEV) setup  ## Compare bytelm with genlm-bytes, in a ven
 .PHONY: bench-accuracy
 bench-accuracy: $(INSTALLED_DEV) setup  ## Measure what prefill and beam lose and cost (FULL=1: all of it, hours)
 	@.venv/bin/python -m tests.benchmarks.accuracy_beam $(if $(FULL),--full)
+	.venv/bin/python -m tests.benchmarks.accuracy_lines $(if $(FULL),--full)
 	.venv/bin/python -m tests.benchmarks.accuracy_prefill $(if $(FULL),--full)
 	.venv/bin/python -m tests.benchmarks.accuracy_cuts $(if $(FULL),--full)
 

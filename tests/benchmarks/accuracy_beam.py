@@ -112,13 +112,12 @@ async def measure(bench: Bench, progress: Progress, text: Text, setting: Setting
         if at % APART == APART - 1:
             rows.append(np.exp(ps).tolist())
         progress.advance()
-    made = {"logprobs": logprobs, "calls": lm.calls, "rows": rows}
-    if setting != REFERENCE:
-        wide = bench.journal.get(**key(text, REFERENCE))["rows"]
-        del made["rows"]
-        made["variation"] = [
-            float(np.abs(np.subtract(*pair)).sum() / 2) for pair in zip(rows, wide, strict=True)
-        ]
+    made: dict[str, Any] = {"logprobs": logprobs, "calls": lm.calls}
+    if setting == REFERENCE:
+        made["rows"] = rows
+    elif wide := bench.journal.get(**key(text, REFERENCE)):
+        pairs = zip(rows, wide["rows"], strict=True)
+        made["variation"] = [float(np.abs(np.subtract(*pair)).sum() / 2) for pair in pairs]
     bench.journal.add(made, **key(text, setting))
 
 

@@ -115,6 +115,41 @@ def hard(size: int = 200) -> dict[str, bytes]:
     return found
 
 
+def spoilt(count: int) -> list[str]:
+    """So many different lines made of the everyday ones.
+
+    Letters swapped, doubled and left out, two languages in a line, other case, digits, marks,
+    symbols, no spaces.
+    """
+    rng = random.Random(7)
+
+    def typing(line: str) -> str:
+        letters = list(line)
+        for _ in range(1 + len(line) // 15):
+            at = rng.randrange(len(letters) - 1)
+            pair = letters[at : at + 2]
+            letters[at : at + 2] = rng.choice([pair[::-1], pair[:1] * 2 + pair[1:], pair[1:]])
+        return "".join(letters)
+
+    def mixing(line: str) -> str:
+        words, others = line.split(" "), rng.choice(EVERYDAY).split(" ")
+        return " ".join([*words[: len(words) // 2], *others[len(others) // 2 :]])
+
+    def marks(line: str) -> str:
+        return "".join(
+            c + (rng.choice("\u0301\u0308\u0323") if rng.random() < 0.1 else "") for c in line
+        )
+
+    def symbols(line: str) -> str:
+        return "".join(c if rng.random() > 0.08 else rng.choice("😂€№→|#%~7") for c in line)
+
+    ways = [typing, mixing, marks, symbols, str.upper, str.swapcase, lambda s: s.replace(" ", "")]
+    found: dict[str, None] = {}
+    while len(found) < count:
+        found[rng.choice(ways)(rng.choice(EVERYDAY))[:70]] = None
+    return list(found)
+
+
 def cut(line: str) -> bytes:
     """The first three quarters of a line, in bytes."""
     data = line.encode()
