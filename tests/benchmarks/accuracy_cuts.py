@@ -10,6 +10,7 @@ goes on where it was.
 from __future__ import annotations
 
 import asyncio
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,11 @@ from bytelm.beam import BeamParams, ByteBeamState
 from bytelm.prefill import TAIL, TrunkFinder
 from tests.benchmarks import accuracy
 from tests.benchmarks.accuracy import Bench, Progress
+from tests.benchmarks.accuracy_beam import REFERENCE, Setting
+from tests.benchmarks.accuracy_lines import default
 from tests.benchmarks.lines import EVERYDAY, cut, hard
 from tests.benchmarks.row_store import CountedLM
 
-PARAMS = BeamParams(K=5, prune_threshold=0.01)
-REFERENCE = BeamParams(K=16, prune_threshold=1e-4)
 TAILS = (1, 2, 3, 4, 5, 6)
 FAR, MOST = 0.05, 40
 """The goals: total variation from the walk and the reference, and evaluations, at most."""
@@ -33,17 +34,18 @@ FAR, MOST = 0.05, 40
 Made = dict[str, Any]
 
 
-def ways() -> dict[str, tuple[BeamParams, str, int]]:
-    """The ways to a distribution: parameters, prefill and tail, by name."""
-    fast = {f"tail {tail}": (PARAMS, "fast", tail) for tail in TAILS}
-    return {"reference": (REFERENCE, "exact", TAIL), "walk": (PARAMS, "exact", TAIL), **fast}
+def ways() -> dict[str, tuple[Setting, str, int]]:
+    """The ways to a distribution: the beam, prefill and tail, by name."""
+    own = default()
+    fast = {f"tail {tail}": (own, "fast", tail) for tail in TAILS}
+    return {"reference": (REFERENCE, "exact", TAIL), "walk": (own, "exact", TAIL), **fast}
 
 
 async def measure(bench: Bench, progress: Progress, text: bytes, way: str) -> None:
     """The distribution over the byte after a text, and what it took, into the journal."""
-    params, mode, tail = ways()[way]
+    setting, mode, tail = ways()[way]
     lm = CountedLM(bench.lm)
-    state = await ByteBeamState.initial(lm, params)
+    state = await ByteBeamState.initial(lm, BeamParams(**asdict(setting)))
     state = await state.prefill(text, mode, tail)
     ps = (await state.logp_next()).ps
     made = {"probs": np.exp(ps).tolist(), "evaluations": lm.calls}
@@ -53,9 +55,9 @@ async def measure(bench: Bench, progress: Progress, text: bytes, way: str) -> No
 
 def key(text: bytes, way: str) -> dict[str, Any]:
     """Names a distribution in the journal."""
-    params, mode, tail = ways()[way]
-    beam = [params.K, params.prune_threshold]
-    return {"cut": text.hex(), "beam": beam, "mode": mode, "tail": tail if mode == "fast" else 0}
+    setting, mode, tail = ways()[way]
+    fast = tail if mode == "fast" else 0
+    return {"cut": text.hex(), "beam": asdict(setting), "mode": mode, "tail": fast}
 
 
 def probs(made: Made) -> NDArray[np.float64]:
@@ -118,14 +120,14 @@ def _detail(bench: Bench, name: str, text: bytes) -> str:
 
 def report(bench: Bench, folder: Path) -> None:
     """Writes the tables."""
-    everyday, difficult = [cut(line) for line in EVERYDAY], hard()
+    everyday, difficult, own = [cut(line) for line in EVERYDAY], hard(), default()
     lines = [
         "# Where a fast prefill cuts",
         "",
-        f"Model {bench.model}, K={PARAMS.K}, threshold {PARAMS.prune_threshold:g}: the "
+        f"Model {bench.model}, {own.mode}, K={own.K}, threshold {own.prune_threshold:g}: the "
         f"distribution over the next byte after three quarters of each of {len(everyday)} everyday "
         f"lines, and after some 200 bytes of each of {len(difficult)} hard texts. Total variation "
-        "(TV) from the walk through all of it, and from the reference, the walk at "
+        f"(TV) from the walk through all of it, and from the reference ({REFERENCE.mode}), at "
         f"K={REFERENCE.K}, threshold {REFERENCE.prune_threshold:g}. Far: above {FAR:g}. "
         "Evaluations are those of the prefill and of the distribution; the goal is at most "
         f"{MOST}. The default tail is {TAIL}.",
