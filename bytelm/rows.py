@@ -227,6 +227,7 @@ class RowSource:
         self._eos_ids = np.array(sorted(ids), np.int64)
         self._hidden = np.flatnonzero(np.isin(self.trie.order, in_trie))
         self._known: Mapping[tuple[int, ...], Awaitable[NDArray[np.float32]]] = {}
+        self.asked = 0
 
     def _find(self, eos_tokens: Iterable[bytes | int]) -> set[int]:
         found: set[int] = set()
@@ -309,11 +310,13 @@ class RowSource:
         """The same, but contexts in ``known`` are not evaluated again."""
         source = copy(self)
         source._known = known
+        source.asked = 0
         return source
 
     async def evaluate(self, context: tuple[int, ...]) -> Row:
         """One evaluation of the tokens ``context``."""
         known = self._known.get(context)
+        self.asked += known is None
         return self.read(await (known or self.lm.next_token_logprobs(context)))
 
     def read(self, logprobs: NDArray[np.float32]) -> Row:

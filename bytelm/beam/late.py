@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import sys
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import NamedTuple, Self
 
@@ -29,6 +30,8 @@ from bytelm.vocab import ByteVocab
 
 MOST = 64
 """So many evaluations are made for a last resort at most; else it keeps more of a candidate."""
+RATIONED = 8
+"""And so many where evaluations are rationed, for a last resort and for items."""
 KEPT = 4
 """Then all but so many of the candidate's tokens are kept."""
 
@@ -79,12 +82,14 @@ async def settle(
     """
     least = float(np.logaddexp(log_z, deferred.log_mass)) + log_threshold
     items, found = list(deferred.items), list[Part]()
-    while items:
-        due = [item for item in items if item.share > least]
-        if not due and not found and log_z == -math.inf:
+    left = RATIONED if source.is_prepared else sys.maxsize
+    while items and left:
+        due = sorted((i for i in items if i.share > least), key=lambda i: -i.share)[:left]
+        if not due and not found and log_z == -math.inf and not source.is_prepared:
             due = [max(items, key=lambda item: item.share)]
         if not due:
             break
+        left -= len(due)
         items = [item for item in items if item not in due]
         rows = await gather([source.evaluate(item.path) for item in due])
         for item, row in zip(due, rows, strict=True):
@@ -155,7 +160,7 @@ async def canonical(
     costs = [len(k.path) + len(p) - 2 * n for k, p, n in zip(known, paths, alike, strict=True)]
     nearest = min(range(len(known)), key=costs.__getitem__)
     base, path, n = known[nearest], paths[nearest], alike[nearest]
-    if costs[nearest] > MOST:
+    if costs[nearest] > (RATIONED if source.is_prepared else MOST):
         n = max(anchor, len(base.path) - KEPT)
         before = source.vocab.decode(base.path[anchor:n])
         spelled = spell(source.vocab, source.trie, text[len(before) :], whole)

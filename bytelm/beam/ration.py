@@ -15,6 +15,8 @@ from bytelm.beam.params import BeamParams
 
 RATION = 24
 """Evaluations of one walk, those in advance included."""
+MOST = 32
+"""With so many evaluations, those in advance included, a walk ends: only the canonical goes on."""
 NARROW = 0.5
 """The threshold of a walk that took more than its share."""
 

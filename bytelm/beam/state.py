@@ -26,7 +26,7 @@ from bytelm.beam.deferred import NOTHING, POINTER, Deferred, Path
 from bytelm.beam.judge import Judge
 from bytelm.beam.late import Known, Part, canonical, gather, settle
 from bytelm.beam.params import BeamParams
-from bytelm.beam.ration import RATION, narrowed
+from bytelm.beam.ration import MOST, RATION, narrowed
 from bytelm.byte_lm import StatefulByteLM
 from bytelm.draws import Draw
 from bytelm.errors import BeamError, ContextTooLong, EmptyBeam, Terminated, VocabError
@@ -873,16 +873,16 @@ class ByteBeamState(StatefulByteLM):
                     await submitted[path]
             state = self._with((), _NONE, [(base, 0.0)])
             state.source = self.source.knowing(submitted)
-            ration, taken = RATION - len(submitted), 0
+            ration = RATION - len(submitted)
             for at, b in enumerate(trunk.rest):
+                if self.params.prune_threshold and len(submitted) + state.source.asked > MOST:
+                    state = await state._canonical_behind(base, trunk.rest_tokens)
+                    break
                 before = state.prune()
-                is_spent = taken > ration * (at + 1) / len(trunk.rest)
+                is_spent = state.source.asked > ration * (at + 1) / len(trunk.rest)
                 before.params = narrowed(self.params) if is_spent else self.params
                 state = await before._moved(b)
                 state.params = self.params
-                known = set(map(id, before._paths))
-                new = [path for path in state._paths if id(path) not in known]
-                taken += sum(path not in submitted for path in new)
             # The canonical tokens of the whole text are likely to be asked for next.
             done = [(path, answer) for path, answer in submitted.items() if answer.done()]
             nodes = state._candidates.node
@@ -893,6 +893,12 @@ class ByteBeamState(StatefulByteLM):
             for task in submitted.values():
                 task.cancel()
             await asyncio.gather(*submitted.values(), return_exceptions=True)
+
+    async def _canonical_behind(self, base: Path, tokens: Path) -> Self:
+        """The beam whose only candidate is these tokens, the last of them under way."""
+        path, last = (*base, *tokens[:-1]), self.source.vocab.token_bytes[tokens[-1]]
+        row, node = await self.source.evaluate(path), self.source.trie.descend(last)
+        return self.from_reading(Reading(self.source, path, row, node, 0.0))
 
     def _check_fits(self, length: int) -> None:
         if not self.source.fits(length):

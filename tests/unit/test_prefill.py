@@ -6,7 +6,7 @@ from pathlib import Path
 import mistral_common
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -201,17 +201,23 @@ async def test_a_fast_prefill_never_evaluates_what_lies_inside_its_trunk():
 
 TRAINED = trained(PATTERNS["gpt2"])
 USUAL = BeamParams(K=5, prune_threshold=0.01)
+DEFERRED = BeamParams(K=3, prune_threshold=0.003, deferred=True, keep_canonical=True)
 
 
 @settings(max_examples=60)
 @given(
     text=(texts | runs).map(str.encode) | st.binary(min_size=40, max_size=200),
     seed=st.integers(0, 9),
+    beam=st.sampled_from([USUAL, DEFERRED]),
 )
-async def test_what_a_fast_prefill_evaluates_is_bounded_whatever_the_text(text, seed):
+@example(b" " * 31, 0, USUAL)
+@example(b" " * 67, 3, USUAL)
+@example(b" " * 64, 2, DEFERRED)
+@example(b" " * 19, 3, DEFERRED)
+async def test_what_a_fast_prefill_evaluates_is_bounded_whatever_the_text(text, seed, beam):
     """And the distribution after it; of a model that makes nothing of canonical tokens."""
     lm = _Recording(TRAINED, seed)
-    state = await (await initial(lm, USUAL, initial_context=[0])).prefill(text)
+    state = await (await initial(lm, beam, initial_context=[0])).prefill(text)
     await state.logp_next()
     assert len(lm.contexts) <= 40
 
