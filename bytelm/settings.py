@@ -105,7 +105,7 @@ class ServerSettings(BaseSettings):
     )
 
     default_K: int | None = Field(
-        3, ge=1, description="Beam width of calls that name none; none: unlimited."
+        5, ge=1, description="Beam width of calls that name none; none: unlimited."
     )
     default_prune_threshold: float = Field(
         0.003, ge=0, lt=1, description="Prune threshold of calls that name none."
@@ -115,7 +115,7 @@ class ServerSettings(BaseSettings):
         "all", description="What calls that do not say sum over."
     )
     default_keep_canonical: bool = Field(
-        True, description="Whether calls that do not say keep the canonical tokenization."
+        False, description="Whether calls that do not say keep the canonical tokenization."
     )
 
     max_K: int | None = Field(
