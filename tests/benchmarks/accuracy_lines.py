@@ -77,9 +77,8 @@ def report(bench: Bench, texts: list[Text], folder: Path) -> None:
         "# Lines from their beginning",
         "",
         f"Model {bench.model}; {setting.mode}, K={setting.K}, threshold "
-        f"{setting.prune_threshold:g}, the service's defaults, from an empty context. Excess and "
-        f"worst byte: compared with {REFERENCE.mode}, K={REFERENCE.K}, threshold "
-        f"{REFERENCE.prune_threshold:g}.",
+        f"{setting.prune_threshold:g}, from an empty context. Excess and worst byte: compared "
+        f"with {REFERENCE.mode}, K={REFERENCE.K}, threshold {REFERENCE.prune_threshold:g}.",
         "",
         "| lines | bytes | evaluations per byte | bits per byte | bytes of probability 0 "
         "| lines with such | excess bits per byte | worst byte, nats |",
