@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from bytelm.beam import BeamParams, ByteBeamState, Path, gather, kernels
 from bytelm.beam.deferred import NOTHING, Deferred, Item
+from bytelm.beam.judge import is_strayed, strayed
 from bytelm.errors import EmptyBeam, SnapshotError
 from bytelm.rows import Row, RowSource
 from bytelm.token_lm import AsyncTokenLM
@@ -38,6 +39,9 @@ _FORMAT, _WITH_ITEMS = 1, 2
 # Format, flags, length of the anchor, of the trunk, candidates, bytes of the longest partial.
 _HEADER = struct.Struct("<BBIIII")
 _TERMINATED, _IS_CUT = 1, 2
+# In the length of a path: it is known to begin no canonical tokenization. Its last tokens alone,
+# which are all that a new judgement would look at, may not show that.
+_STRAYED = 1 << 31
 # Items, bytes of the longest one's, the remainder.
 _DEFERRED = struct.Struct("<IId")
 
@@ -94,7 +98,7 @@ class Snapshot:
         form = _FORMAT if deferred == NOTHING else _WITH_ITEMS
         header = _HEADER.pack(form, flags, len(state._anchor), len(trunk), len(paths), len(partial))
         parts = [
-            np.array([len(suffix) for suffix in suffixes], "<u4"),
+            _lengths(paths, len(trunk)),
             partials.astype("<i4"),
             weights.astype("<f8"),
             masses.astype("<f8"),
@@ -118,7 +122,7 @@ class Snapshot:
         """
         kept = self._read()
         source = RowSource(lm, params.eos_byte_strings, params.special_tokens == "literal")
-        paths = [(*self.trunk, *suffix) for suffix in kept.suffixes]
+        paths = [self._whole(suffix) for suffix in kept.suffixes]
         size = source.vocab.size
         if any(token >= size for token in self.trunk) or any(
             token >= size
@@ -137,11 +141,15 @@ class Snapshot:
             if not length
         ]
         state._deferred = kept.deferred._replace(
-            items=tuple(i._replace(path=(*self.trunk, *i.path)) for i in kept.deferred.items)
+            items=tuple(i._replace(path=self._whole(i.path)) for i in kept.deferred.items)
         )
         if under_way := [i for i, length in enumerate(kept.partials) if length]:
             await _reopen(state, [paths[i] for i in under_way], kept, under_way)
         return state
+
+    def _whole(self, suffix: Path) -> Path:
+        path = (*self.trunk, *suffix)
+        return strayed(path) if is_strayed(suffix) else path
 
     def _read(self) -> _Kept:
         try:
@@ -154,8 +162,7 @@ class Snapshot:
                 arrays.append(np.frombuffer(self.head, dtype, count, at))
                 at += arrays[-1].nbytes
             lengths, partials, weights, masses = arrays
-            tokens = np.frombuffer(self.head, "<u4", int(lengths.sum()), at).tolist()
-            at += 4 * len(tokens)
+            suffixes, at = _suffixes(self.head, lengths, at)
             deferred = _unpacked(self.head, at) if form == _WITH_ITEMS else NOTHING
         except (struct.error, ValueError) as error:
             raise SnapshotError(f"this is no snapshot: {error}") from error
@@ -163,10 +170,6 @@ class Snapshot:
             raise SnapshotError("this is no snapshot of this version, or it has another trunk")
         if partials.min() < 0 or partials.max() > length:
             raise SnapshotError("the snapshot has not the bytes that its candidates have")
-        ends = np.cumsum(lengths).tolist()
-        suffixes = [
-            tuple(tokens[end - n : end]) for n, end in zip(lengths.tolist(), ends, strict=True)
-        ]
         return _Kept(
             bool(flags & _TERMINATED),
             bool(flags & _IS_CUT),
@@ -180,12 +183,28 @@ class Snapshot:
         )
 
 
+def _lengths(paths: Sequence[Path], trunk: int) -> NDArray[np.uint32]:
+    """How many tokens of each path are behind the trunk."""
+    return np.array([len(p) - trunk | _STRAYED * is_strayed(p) for p in paths], "<u4")
+
+
+def _suffixes(head: bytes, lengths: NDArray[np.uint32], at: int) -> tuple[list[Path], int]:
+    """The tokens of each path, which are at a place of the head, and the place behind them."""
+    found: list[Path] = []
+    for length in lengths.tolist():
+        n = length & ~_STRAYED
+        path = tuple(np.frombuffer(head, "<u4", n, at).tolist())
+        found.append(strayed(path) if length & _STRAYED else path)
+        at += 4 * n
+    return found, at
+
+
 def _packed(deferred: Deferred, trunk: int) -> bytes:
     """Items without their first ``trunk`` tokens; the bytes of each are the longest one's last."""
     items = deferred.items
     longest = max((item.since for item in items), key=len, default=b"")
     parts = [
-        np.array([len(item.path) - trunk for item in items], "<u4"),
+        _lengths([item.path for item in items], trunk),
         np.array([len(item.since) for item in items], "<u4"),
         np.array([item.weight for item in items], "<f8"),
         np.array([item.share for item in items], "<f8"),
@@ -204,15 +223,14 @@ def _unpacked(head: bytes, at: int) -> Deferred:
     for dtype in ("<u4", "<u4", "<f8", "<f8"):
         arrays.append(np.frombuffer(head, dtype, count, at))
         at += arrays[-1].nbytes
-    lengths, since, weights, shares = (array.tolist() for array in arrays)
-    tokens = np.frombuffer(head, "<u4", sum(lengths), at).tolist()
+    paths, _ = _suffixes(head, arrays[0], at)
+    since, weights, shares = (array.tolist() for array in arrays[1:])
     if max(since, default=0) > len(longest):
         raise ValueError("it has not the bytes that its items have")
-    items, end = [], 0
-    for n, m, weight, share in zip(lengths, since, weights, shares, strict=True):
-        end += n
-        bytes_since = longest[len(longest) - m :]
-        items.append(Item(tuple(tokens[end - n : end]), bytes_since, weight, share))
+    items = [
+        Item(path, longest[len(longest) - m :], weight, share)
+        for path, m, weight, share in zip(paths, since, weights, shares, strict=True)
+    ]
     return Deferred(tuple(items), rest)
 
 

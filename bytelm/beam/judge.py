@@ -20,6 +20,18 @@ class _Judged(tuple[int, ...]):
     where: PathState | None
 
 
+def strayed(path: Path) -> Path:
+    """The same tokens, known to begin no canonical tokenization."""
+    judged = _Judged(path)
+    judged.where = None
+    return judged
+
+
+def is_strayed(path: Path) -> bool:
+    """Whether tokens are known to begin no canonical tokenization."""
+    return isinstance(path, _Judged) and path.where is None
+
+
 class Judge:
     """Judges the tokens of candidates; ``anchor`` is how many of them are no text.
 
