@@ -108,7 +108,7 @@ class ServerSettings(BaseSettings):
         5, ge=1, description="Beam width of calls that name none; none: unlimited."
     )
     default_prune_threshold: float = Field(
-        0.003, ge=0, lt=1, description="Prune threshold of calls that name none."
+        0.01, ge=0, lt=1, description="Prune threshold of calls that name none."
     )
 
     default_tokenizations: Literal["all", "canonical"] = Field(
