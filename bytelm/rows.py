@@ -201,6 +201,9 @@ class Row:
 class RowSource:
     """Evaluates contexts of one token LM, with one reading of its special and EOS tokens.
 
+    Attributes:
+        asked: evaluations so far of contexts that were not ``knowing`` ones.
+
     Args:
         lm: the token LM.
         eos_tokens: what ends a text, as byte strings (special tokens by their names), ids or

@@ -23,6 +23,7 @@ import numpy as np
 
 from bytelm.beam import kernels
 from bytelm.beam.deferred import Deferred, Item, Path
+from bytelm.beam.ration import LATE
 from bytelm.errors import VocabError
 from bytelm.rows import Row, RowSource
 from bytelm.trie import TokenTrie
@@ -30,8 +31,6 @@ from bytelm.vocab import ByteVocab
 
 MOST = 64
 """So many evaluations are made for a last resort at most; else it keeps more of a candidate."""
-RATIONED = 8
-"""And so many where evaluations are rationed, for a last resort and for items."""
 KEPT = 4
 """Then all but so many of the candidate's tokens are kept."""
 
@@ -82,7 +81,7 @@ async def settle(
     """
     least = float(np.logaddexp(log_z, deferred.log_mass)) + log_threshold
     items, found = list(deferred.items), list[Part]()
-    left = RATIONED if source.is_prepared else sys.maxsize
+    left = LATE if source.is_prepared else sys.maxsize
     while items and left:
         due = sorted((i for i in items if i.share > least), key=lambda i: -i.share)[:left]
         if not due and not found and log_z == -math.inf and not source.is_prepared:
@@ -160,7 +159,7 @@ async def canonical(
     costs = [len(k.path) + len(p) - 2 * n for k, p, n in zip(known, paths, alike, strict=True)]
     nearest = min(range(len(known)), key=costs.__getitem__)
     base, path, n = known[nearest], paths[nearest], alike[nearest]
-    if costs[nearest] > (RATIONED if source.is_prepared else MOST):
+    if costs[nearest] > (LATE if source.is_prepared else MOST):
         n = max(anchor, len(base.path) - KEPT)
         before = source.vocab.decode(base.path[anchor:n])
         spelled = spell(source.vocab, source.trie, text[len(before) :], whole)

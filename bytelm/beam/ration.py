@@ -17,6 +17,8 @@ RATION = 24
 """Evaluations of one walk, those in advance included."""
 MOST = 32
 """With so many evaluations, those in advance included, a walk ends: only the canonical goes on."""
+LATE = 8
+"""Evaluations that may come late at one byte: of deferred items, and of a last resort."""
 NARROW = 0.5
 """The threshold of a walk that took more than its share."""
 

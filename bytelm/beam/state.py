@@ -876,8 +876,10 @@ class ByteBeamState(StatefulByteLM):
             ration = RATION - len(submitted)
             for at, b in enumerate(trunk.rest):
                 if self.params.prune_threshold and len(submitted) + state.source.asked > MOST:
-                    state = await state._canonical_behind(base, trunk.rest_tokens)
-                    break
+                    ended = await state._canonical_behind(base, trunk.rest, at)
+                    if ended is not None:
+                        state = ended
+                        break
                 before = state.prune()
                 is_spent = state.source.asked > ration * (at + 1) / len(trunk.rest)
                 before.params = narrowed(self.params) if is_spent else self.params
@@ -894,11 +896,36 @@ class ByteBeamState(StatefulByteLM):
                 task.cancel()
             await asyncio.gather(*submitted.values(), return_exceptions=True)
 
-    async def _canonical_behind(self, base: Path, tokens: Path) -> Self:
-        """The beam whose only candidate is these tokens, the last of them under way."""
-        path, last = (*base, *tokens[:-1]), self.source.vocab.token_bytes[tokens[-1]]
-        row, node = await self.source.evaluate(path), self.source.trie.descend(last)
-        return self.from_reading(Reading(self.source, path, row, node, 0.0))
+    async def _canonical_behind(self, base: Path, rest: bytes, at: int) -> Self | None:
+        """The state behind all of a rest, of which ``at`` bytes are walked, without further walk.
+
+        The rest's canonical tokenization goes on, with its exact weight; all else is deferred.
+
+        Args:
+            base: the trunk's tokens, whose weight is that of nothing: 0.
+            rest: the bytes behind the trunk.
+            at: how many of them this state has consumed.
+
+        Returns:
+            The state; None if the tokenization has no probability or does not fit.
+        """
+        source = self.source
+        known = [Known(base, 0.0, ROOT)]
+        found = await canonical(source, len(base), rest, False, known, self._fits)
+        if found is None:
+            return None
+        path, weight, partial, row = found
+        part = Part.of(path, weight, row, source.trie, source.trie.descend(partial))
+        if part is None:
+            return None
+        state = self._joined([], _NONE, [part])
+        if self.params.deferred:
+            deferred = self._deferred.without(self.logZ)
+            for i in range(at, len(rest)):
+                log_q = source.stand_in.log_of(rest[i : i + 1], rest[:i])
+                deferred = deferred.after(rest[i], log_q, ())
+            state._deferred = deferred.settled(state.logZ)
+        return state
 
     def _check_fits(self, length: int) -> None:
         if not self.source.fits(length):

@@ -222,6 +222,32 @@ async def test_what_a_fast_prefill_evaluates_is_bounded_whatever_the_text(text, 
     assert len(lm.contexts) <= 40
 
 
+@pytest.mark.parametrize("most", [state_module.MOST, 12, 0])
+@pytest.mark.parametrize(
+    "text", [b" " * 64, b"The capital of France is Paris, isn't it? We're sure tha"]
+)
+async def test_all_that_a_prefill_knows_is_of_its_text_with_exact_weights(text, most, monkeypatch):
+    """However early its walk ends."""
+    monkeypatch.setattr(state_module, "MOST", most)
+    lm = _Recording(TRAINED, 2)
+    state = await (await initial(lm, DEFERRED, initial_context=[0])).prefill(text)
+    assert list(state)
+    for one in state:
+        assert TRAINED.decode(one.tokens[1:]) + one.partial == text
+    for item in state._deferred.items:
+        assert TRAINED.decode(item.path[1:]) + item.since == text
+    # They begin with the trunk, whose weight is 0.
+    trunk = len(TrunkFinder.of(TRAINED).find(text).tokens) + 1
+    for one in state:
+        weight = 0.0
+        for n in range(trunk, len(one.tokens)):
+            weight += (await state.source.evaluate(one.tokens[:n])).log_prob(one.tokens[n])
+        row, node = await state.source.evaluate(one.tokens), state.source.trie.descend(one.partial)
+        weight += row.log_mass(state.source.trie.lo[node], state.source.trie.hi[node])
+        assert one.weight == pytest.approx(weight, abs=1e-4)
+    assert np.exp((await state.logp_next()).ps).sum() == pytest.approx(1.0, abs=1e-9)
+
+
 @pytest.mark.parametrize("seed", range(8))
 async def test_a_walk_that_spent_its_ration_still_takes_what_is_canonical(seed, monkeypatch):
     monkeypatch.setattr(state_module, "RATION", 0)
