@@ -105,7 +105,7 @@ class StatefulByteLM(ABC):
 
     async def _generate(self, context: bytes | Iterable[int], steps: int, choose: Choose) -> bytes:
         begin = checked_bytes(context)
-        made = await collect(generate(await self.prefill(begin), steps, choose))
+        made = await collect(generate(await self.prefill(begin), steps, choose, onward=False))
         return begin + made.data
 
     async def cleanup(self) -> None:

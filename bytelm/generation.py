@@ -36,8 +36,8 @@ class Piece(NamedTuple, Generic[After]):
         data: the bytes; those of all pieces together are what was generated.
         logprob: natural logarithm of their probability, before any filter or mask, EOS's included
             where it ended them; None unless asked for.
-        state: the state after these bytes; after EOS, the one before it. None where tokens were
-            drawn, see ``bytelm.token_sampling``.
+        state: the state after these bytes; after EOS, the one before it, and so after the last
+            byte where none was wanted. None where tokens were drawn, see ``bytelm.token_sampling``.
         finish_reason: None in all pieces but the last.
     """
 
@@ -71,6 +71,7 @@ async def generate(
     stop: Stop = (),
     valid_utf8: bool = False,
     logprobs: bool = False,
+    onward: bool = True,
 ) -> AsyncIterator[Piece[S]]:
     """Bytes after ``state``, one after another, in pieces as they become final.
 
@@ -91,6 +92,8 @@ async def generate(
             completed; a context that ends in invalid bytes counts as whole. Where no character
             that is likely at all fits into the last three bytes, they are left unused.
         logprobs: sum the log-probabilities.
+        onward: whether anything comes after the last byte; else it is not consumed, which may take
+            evaluations, and the last state is the one before it.
 
     Raises:
         InputError: when ``steps`` is negative, or a stop string is empty, no bytes, or with
@@ -125,7 +128,8 @@ async def generate(
             finish = "eos"
             logprob_of_eos = float(whole.ps[EOS])
             break
-        state = await state.prune().advanced(b)
+        if left > 1 or onward:
+            state = await state.prune().advanced(b)
         held.append(_Step(b, whole.ps[b], state))
         if stops:
             stop_node = stops.follow(stop_node, b)

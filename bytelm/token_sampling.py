@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from bytelm.beam import ByteBeamState
 from bytelm.byte_lm import StatefulByteLM
@@ -105,6 +105,7 @@ def sample(
     stop: Stop = (),
     valid_utf8: bool = False,
     logprobs: bool = False,
+    onward: bool = True,
 ) -> AsyncIterator[Piece[S]] | AsyncIterator[Piece[None]]:
     """A text drawn after ``state``, by tokens or by bytes, in pieces as they become final.
 
@@ -113,9 +114,10 @@ def sample(
         steps: how many bytes to draw at most.
         draw: a ``Draw``; or any function, see ``chooser``.
         method: by tokens, by bytes, or ``"auto"``: by tokens wherever that is possible.
-        stop: see ``generate``; so are the other two.
+        stop: see ``generate``; so are the others.
         valid_utf8: not by tokens.
         logprobs: not by tokens.
+        onward: no matter by tokens.
 
     Raises:
         InputError: when there is no such method, and as ``generate`` does.
@@ -135,8 +137,8 @@ def sample(
         assert isinstance(state, ByteBeamState)
         assert isinstance(draw, Draw)
         return sample_tokens(state, steps, draw, stop=stop)
-    choose = chooser(draw)
-    return generate(state, steps, choose, stop=stop, valid_utf8=valid_utf8, logprobs=logprobs)
+    how: dict[str, Any] = {"valid_utf8": valid_utf8, "logprobs": logprobs, "onward": onward}
+    return generate(state, steps, chooser(draw), stop=stop, **how)
 
 
 async def sample_tokens(

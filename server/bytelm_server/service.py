@@ -179,6 +179,7 @@ class ByteService:
                 LazyByteProbs.argmax,
                 stop=call.automaton,
                 logprobs=call.logprobs,
+                onward=False,
             )
             return [_continuation(await run.generated(pieces, index))]
 
@@ -199,7 +200,11 @@ class ByteService:
                 own = draw.spawn(index, place)
                 try:
                     pieces = sample(
-                        state, call.steps, own, method=call.method, stop=call.automaton, **how
+                        *(state, call.steps, own),
+                        method=call.method,
+                        stop=call.automaton,
+                        onward=False,
+                        **how,
                     )
                     made = await run.generated(pieces, index, place)
                 except InputError as error:

@@ -71,15 +71,12 @@ async def test_more_samples_do_not_change_the_first(results: Any) -> None:
 
 
 def test_samples_share_the_state_that_they_begin_with(http: httpx.Client) -> None:
-    # What is deferred may be evaluated when a byte is taken, by each sample for itself.
-    asked = {"context": "the thing he told the ant", "beam": {"deferred": False}}
-
     def evaluations(n: int) -> int:
-        body = {"steps": 1, "n": n, "method": "byte"} | asked
+        body = {"context": "the thing he told the ant", "steps": 1, "n": n, "method": "byte"}
         return int(http.post("/v1/sample", json=body).json()["usage"]["evaluations"])
 
     # One step needs the distribution, and no more than that is evaluated for it.
-    before = http.post("/v1/next_bytes", json=asked).json()
+    before = http.post("/v1/next_bytes", json={"context": "the thing he told the ant"}).json()
     assert evaluations(1) == evaluations(9) == before["usage"]["evaluations"]
 
 
