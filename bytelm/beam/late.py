@@ -26,6 +26,7 @@ from bytelm.beam.deferred import Deferred, Item, Path
 from bytelm.beam.ration import LATE
 from bytelm.errors import VocabError
 from bytelm.rows import Row, RowSource
+from bytelm.threads import by_length
 from bytelm.trie import TokenTrie
 from bytelm.vocab import ByteVocab
 
@@ -150,7 +151,7 @@ async def canonical(
         Its tokens, their log-probability, the partial token, and the row after the tokens; None if
         it has no probability, does not fit, or does not exist.
     """
-    spelled = spell(source.vocab, source.trie, text, whole)
+    spelled = await by_length(len(text), spell, source.vocab, source.trie, text, whole)
     if spelled is None:
         return None
     tokens, partial = spelled
@@ -162,7 +163,8 @@ async def canonical(
     if costs[nearest] > (LATE if source.is_prepared else MOST):
         n = max(anchor, len(base.path) - KEPT)
         before = source.vocab.decode(base.path[anchor:n])
-        spelled = spell(source.vocab, source.trie, text[len(before) :], whole)
+        rest = text[len(before) :]
+        spelled = await by_length(len(rest), spell, source.vocab, source.trie, rest, whole)
         if spelled is None:
             return None
         path, partial = (*base.path[:n], *spelled[0]), spelled[1]
