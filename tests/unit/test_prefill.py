@@ -13,6 +13,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from bytelm import prefill
 from bytelm.beam import BeamParams, ByteBeamState
 from bytelm.beam import state as state_module
+from bytelm.beam.ration import MOST
 from bytelm.errors import BeamError, ContextTooLong, EmptyBeam, VocabError
 from bytelm.logprobs import EOS
 from bytelm.prefill import LEAST_BYTES, LEAST_TOKENS, MOST_BYTES, MOST_TOKENS, Trunk, TrunkFinder
@@ -222,7 +223,7 @@ async def test_what_a_fast_prefill_evaluates_is_bounded_whatever_the_text(text, 
     assert len(lm.contexts) <= 40
 
 
-@pytest.mark.parametrize("most", [state_module.MOST, 12, 0])
+@pytest.mark.parametrize("most", [MOST, 12, 0])
 @pytest.mark.parametrize(
     "text", [b" " * 64, b"The capital of France is Paris, isn't it? We're sure tha"]
 )
