@@ -123,7 +123,7 @@ class CanonicalPaths:
         self.stepped = lru_cache(1 << 16)(self._stepped)
         self._alone = lru_cache(1 << 16)(self._is_alone)
         self._pair = lru_cache(1 << 18)(self._is_pair)
-        self._read = lru_cache(1 << 17)(self._read_characters)
+        self._read = lru_cache(max(1 << 17, 2 * len(self._bytes)))(self._read_characters)
         self._begun = lru_cache(1 << 12)(self._begun_by)
         self._cut_between = lru_cache(1 << 12)(self._splitter.cuts_between)
         self._forgotten_at = lru_cache(1 << 12)(self._splitter.forgets)
@@ -146,6 +146,11 @@ class CanonicalPaths:
             paths = cls(vocab, vocab.encoder.tokenizer.pipeline())
             vocab.__dict__["_canonical_paths"] = paths
         return paths
+
+    def warm_up(self) -> None:
+        """Read every token, for which the first search through all of them would wait."""
+        for token_id in range(len(self._bytes)):
+            self._read(b"", token_id)
 
     def after(self, tokens: Sequence[int]) -> PathState:
         """The state behind tokens that begin a canonical tokenization.

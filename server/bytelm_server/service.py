@@ -5,7 +5,7 @@ Must not know HTTP; a route hands in a checked body and gets the answer's body b
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from bytelm.beam import BeamParams, ByteBeamState
+from bytelm.canonical_paths import CanonicalPaths
 from bytelm.context import ChatTemplate, begin
 from bytelm.draws import Draw
 from bytelm.errors import BeamError, ContextTooLong, InputError, MethodError, VocabError
@@ -23,6 +24,7 @@ from bytelm.prefill import JOINED, TrunkFinder
 from bytelm.rows import RowSource
 from bytelm.score import Score, score, score_all
 from bytelm.settings import ServerSettings
+from bytelm.threads import in_thread
 from bytelm.token_lm import AsyncTokenLM
 from bytelm.token_sampling import by_tokens, sample
 from bytelm.trie import TokenTrie
@@ -80,6 +82,8 @@ class ByteService:
 
     async def warm_up(self) -> None:
         """Do what only the first call would have to wait for."""
+        with suppress(VocabError):  # its canonical tokenizations are not known
+            await in_thread(lambda: CanonicalPaths.of(self.lm.vocab).warm_up())
         state = await ByteBeamState.initial(self.lm, self.limits.beam_params(requests.Beam()))
         await collect(generate(state, 2, LazyByteProbs.argmax))
 

@@ -14,9 +14,11 @@ from tokenizers import pre_tokenizers as splitters
 from bytelm.beam import BeamParams, ByteBeamState
 from bytelm.beam.reference import ReferenceState
 from bytelm.beam.reference_rows import Model
+from bytelm.canonical_paths import CanonicalPaths
 from bytelm.errors import VocabError
 from bytelm.logprobs import EOS
 from bytelm.snapshot import Snapshot
+from bytelm.splitting import Splitter
 from bytelm.testing import StubLM
 from bytelm.vocab import ByteVocab
 
@@ -193,3 +195,12 @@ def test_the_texts_that_were_tried_are_long_enough():
         ids = tuple(VOCAB.encode("".join(text).encode()))
         longer.update(ids[:n] for n in range(len(ids)) if len(VOCAB.decode(ids[:n])) <= 6)
     assert all(by_trying().begins(ids) for ids in longer)
+
+
+def test_a_search_through_all_tokens_reads_none_that_warming_up_has_read():
+    paths = CanonicalPaths.of(byte_level())
+    paths.warm_up()
+    read = paths._read.cache_info().misses
+    assert read == VOCAB.size
+    assert paths._fitting(Splitter.start)
+    assert paths._read.cache_info().misses == read
