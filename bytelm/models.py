@@ -20,6 +20,7 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
+from difflib import get_close_matches
 from pathlib import Path
 
 from bytelm.errors import UnknownModel
@@ -131,9 +132,10 @@ def _from_hub(name: str, progress: Progress) -> Path:
             ignore_patterns=["*/*", "consolidated*"],
         )
     except (OSError, ValueError) as error:
+        guess = f"; did you mean {DEFAULT!r}?" if get_close_matches(name, [DEFAULT]) else ""
         raise UnknownModel(
             f"the model {name!r} is not a folder here and the Hugging Face hub did not give it: "
-            f"{_first_line(error)}"
+            f"{_first_line(error)}{guess}"
         ) from error
     path = Path(folder)
     for pattern in ("config.json", "*.safetensors"):

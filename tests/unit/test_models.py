@@ -83,6 +83,8 @@ def test_a_hub_that_cannot_be_reached_is_one_line(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
     with pytest.raises(UnknownModel, match="'some/model'.*no route$"):
         models.resolve("some/model")
+    with pytest.raises(UnknownModel, match="no route; did you mean 'default'\\?$"):
+        models.resolve("defualt")
 
 
 def test_of_a_model_whose_shape_is_asked_for_only_the_config_is_fetched(
