@@ -4,14 +4,15 @@ The deadline is the specification: 250 ms for ``/health`` at any moment, on two 
 measured from a process of its own, against the machine as that process finds it at the same moment:
 what the kernel says that the server waited for a core does not count, and where a piece of
 computing takes twice its CPU time, because others want the cores as well, ``/health`` may take
-twice as long. So a busy machine does not fail the test, and a server whose loop is kept, which on
-any machine is longer than computing takes there, does.
+twice as long. What is late even so while the machine was busy is tried again: a request that keeps
+the loop keeps it each time. So a busy machine does not fail the test, and a server whose loop is
+kept, which on any machine is longer than computing takes there, does.
 """
 
 import asyncio
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
@@ -25,6 +26,8 @@ HERE = Path(__file__).parent
 DEADLINE = 0.25
 AROUND = 10
 """Probes before and behind one that tell how busy the machine is."""
+BUSY, TRIES = 1.25, 3
+"""How many times its CPU time computing takes on a busy machine, and how often one is tried."""
 
 
 @pytest.fixture(scope="module")
@@ -57,14 +60,26 @@ async def probed(server: Stub) -> AsyncIterator[list[tuple[float, float]]]:
         await process.wait()
 
 
-def late(found: list[tuple[float, float]]) -> list[str]:
-    """The probes that took longer than they may, as messages."""
+async def assert_in_time(server: Stub, load: Callable[[], Awaitable[None]], least: int = 0) -> None:
+    """``/health`` is answered in time, always, while the load runs."""
+    for left in reversed(range(TRIES)):
+        async with probed(server) as found:
+            await load()
+        assert len(found) > least
+        told = late(found)
+        if not left or not any(slowness > BUSY for _, slowness in told):
+            break
+    assert not told, [f"{took * 1000:.0f} ms, computing {slow:.1f} times" for took, slow in told]
+
+
+def late(found: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The probes that took longer than they may, with the most that computing took around them."""
     told = []
     for i, (took, _) in enumerate(found):
         around = found[max(i - AROUND, 0) : i + AROUND + 1]
         slowness = max(slow for _, slow in around)
         if took > DEADLINE * max(slowness, 1.0):
-            told.append(f"{took * 1000:.0f} ms, computing took {slowness:.1f} times as long")
+            told.append((took, slowness))
     return told
 
 
@@ -91,21 +106,24 @@ async def send(http: httpx.AsyncClient, request: Request, ids: dict[str, str]) -
 
 @pytest.mark.parametrize("name", HOSTILE)
 async def test_one_hostile_request_keeps_nobody_waiting(busy: Stub, name: str) -> None:
-    async with probed(busy) as found, httpx.AsyncClient(base_url=busy.url, timeout=120) as http:
-        status = await send(http, HOSTILE[name], await sessions(http))
-        await asyncio.sleep(0.3)  # what goes on behind the answer
-    assert status < 500 or status == 504, status
-    assert late(found) == []
+    async def load() -> None:
+        async with httpx.AsyncClient(base_url=busy.url, timeout=120) as http:
+            status = await send(http, HOSTILE[name], await sessions(http))
+            await asyncio.sleep(0.3)  # what goes on behind the answer
+        assert status < 500 or status == 504, status
+
+    await assert_in_time(busy, load)
 
 
 async def test_while_all_of_them_run_health_is_answered_in_time(busy: Stub) -> None:
-    limits = httpx.Limits(max_connections=40)
-    async with httpx.AsyncClient(base_url=busy.url, timeout=300, limits=limits) as http:
-        ids = await sessions(http)
-        async with probed(busy) as found:
+    async def load() -> None:
+        limits = httpx.Limits(max_connections=40)
+        async with httpx.AsyncClient(base_url=busy.url, timeout=300, limits=limits) as http:
+            ids = await sessions(http)
             statuses = await asyncio.gather(*[send(http, one, ids) for one in HOSTILE.values()])
         assert {status for status in statuses if status >= 500} <= {504}
-        assert len(found) > 20
-        assert late(found) == []
+
+    await assert_in_time(busy, load, least=20)
+    async with httpx.AsyncClient(base_url=busy.url, timeout=60) as http:
         answer = await http.post("/v1/greedy", json={"context": "hello", "steps": 2})
         assert answer.status_code == 200
