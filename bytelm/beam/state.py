@@ -275,17 +275,23 @@ class ByteBeamState(StatefulByteLM):
 
     @property
     def at_limit(self) -> bool:
-        """Whether the best candidate ought to be extended, but is as long as the model takes."""
+        """Whether what ought to come next is longer than the model takes.
+
+        That is so where the best candidate ought to be extended, but is as long as that; and where
+        nothing is left but to extend candidates that are.
+        """
         if self._most is not None:
             return False
         if not self._paths:
             return any(not self.source.fits(len(path)) for path, _ in self._roots)
-        if self.source.fits(len(self._paths[0]) + 1):
+        if all(self.source.fits(len(path) + 1) for path in self._paths):
             return False
         extensions = self._extensions()
         least = log_sum([self.logZ, *(one.weight for one in extensions)])
         least += self.params.log_prune_threshold
-        return any(one.key[0] == 0 and one.weight > least for one in extensions)
+        beyond = [one for one in extensions if not self.source.fits(len(one.path))]
+        ought = any(one.key[0] == 0 and one.weight > least for one in beyond)
+        return ought or (len(beyond) == len(extensions) > 0 and not self._mixed().any())
 
     @property
     def _prefix(self) -> bytes:
@@ -365,10 +371,7 @@ class ByteBeamState(StatefulByteLM):
     async def advanced(self, b: int) -> Self:
         """See ``StatefulByteLM.advanced``."""
         state = await self._moved(b)
-        most = self._most
-        if most is None or state.terminated or all(len(path) < most for path in state._paths):
-            return state
-        return await state._slid()
+        return state if state.terminated else await state._with_room()
 
     async def _moved(self, b: int) -> Self:
         """The state after ``b``, however long its candidates are."""
@@ -457,6 +460,11 @@ class ByteBeamState(StatefulByteLM):
         kept = list(range(most))
         if self.params.keep_canonical and most < len(weight):
             kept += [i for i in range(most, len(weight)) if self._is_canonical(i)]
+        return self._keeping(kept)
+
+    def _keeping(self, kept: Sequence[int]) -> Self:
+        """Some of the candidates below the root alone; the others are dropped."""
+        weight = self._candidates.weight
         if len(kept) == len(weight):
             return self
         candidates = self._candidates.chosen(np.array(kept))
@@ -511,7 +519,7 @@ class ByteBeamState(StatefulByteLM):
             state = await spelling._from_trunk(trunk)
         else:
             state = await spelling._walk(added)
-        return state._reading(self.source)
+        return await state._reading(self.source)._with_room()
 
     async def check_room(self, bs: bytes) -> None:
         """See ``StatefulByteLM``: by the canonical tokens of ``bs`` alone, where those are certain.
@@ -804,8 +812,14 @@ class ByteBeamState(StatefulByteLM):
         most = self._most
         return most is None or all(len(c.tokens) + 1 + tokens <= most for c in self)
 
-    async def _slid(self) -> Self:
-        """The same text, of which only the end is left to condition on."""
+    async def _with_room(self) -> Self:
+        """The same text with room for a token behind each candidate.
+
+        Where there is none, only the end of the text is left to condition on.
+        """
+        most = self._most
+        if most is None or all(len(path) < most for path in self._paths):
+            return self
         # Bytes of EOS tokens can only be there because somebody prefilled them.
         spelling = self._reading(self.source.spelling_eos())
         state = await spelling._ending(self._text, TAIL)
@@ -814,11 +828,20 @@ class ByteBeamState(StatefulByteLM):
     async def _ending(self, text: bytes, tail: int) -> Self:
         """The state after ``text`` behind the anchor, by no more than half as many tokens as fit.
 
-        Its walk may leave candidates as long as that, which are then not extended.
+        What its walk made too long to go on is left out; of nothing else, the canonical
+        tokenization is in its place.
         """
         finder = TrunkFinder.of(self.source.vocab)
         base, rest = await by_length(len(text), self._halved, text)
-        return await base._from_trunk(await finder.found(rest, tail))
+        trunk = await finder.found(rest, tail)
+        state = await base._from_trunk(trunk)
+        assert self._most is not None
+        kept = [i for i, path in enumerate(state._paths) if len(path) < self._most]
+        if kept or not state._paths:
+            return state._keeping(kept)
+        tokens = (*base._anchor, *trunk.tokens)
+        before = base._with((), _NONE, [(tokens, 0.0)])
+        return await before._canonical_behind(tokens, trunk.rest, 0) or state
 
     def _halved(self, text: bytes) -> tuple[Self, bytes]:
         """The beginning of a state, and what it is to consume, in half as many tokens as fit.

@@ -81,6 +81,26 @@ async def test_no_context_is_ever_longer(words, most, k, threshold):
     assert all(context[0] == BOS for context in lm.contexts)
 
 
+@settings(max_examples=100)
+@given(
+    seed=st.integers(0, 1000),
+    words=st.lists(st.sampled_from([b"the", b" the", b" cat", b"z", b"."]), min_size=20),
+    most=st.integers(2, 12),
+    k=st.sampled_from([1, 2, 3]),
+    threshold=st.sampled_from([0.0, 0.05, 0.5]),
+    deferred=st.booleans(),
+    fast=st.booleans(),
+)
+async def test_it_empties_no_beam(seed, words, most, k, threshold, deferred, fast):
+    """Whatever tokenizations are left, there is room behind them."""
+    params = BeamParams(k, threshold, deferred=deferred, max_context_length=most)
+    state = await ByteBeamState.initial(StubLM(WORDS, seed), params)
+    for word in words:
+        state = await state.prefill(word) if fast else await walk(state, word)
+        assert all(len(candidate.tokens) < most for candidate in state)
+        await assert_normalised(state.prune())
+
+
 @pytest.mark.parametrize("mode", ["fast", "exact"])
 async def test_a_prefill_may_be_longer(mode):
     lm = _Recording(WORDS)
