@@ -14,7 +14,7 @@ import numpy as np
 
 from bytelm import utf8
 from bytelm.draws import Choose
-from bytelm.errors import DrawError, InputError, Utf8Error
+from bytelm.errors import DrawError, EmptyBeam, InputError, Utf8Error
 from bytelm.logprobs import EOS, LazyByteProbs
 from bytelm.stop_strings import Stop, StopStrings
 
@@ -129,7 +129,16 @@ async def generate(
             logprob_of_eos = float(whole.ps[EOS])
             break
         if left > 1 or onward:
-            state = await state.prune().advanced(b)
+            kept = state.prune()
+            try:
+                state = await kept.advanced(b)
+            except EmptyBeam:
+                # What offered this byte was pruned, and what is left is as long as may be.
+                if not kept.at_limit:
+                    raise
+                finish = "length"
+                del held[len(held) - char_begun :]
+                break
         held.append(_Step(b, whole.ps[b], state))
         if stops:
             stop_node = stops.follow(stop_node, b)

@@ -228,6 +228,30 @@ async def test_a_beam_that_fills_the_model_ends_with_what_it_had():
     assert unlimited.data.startswith(limited.data)
 
 
+@settings(max_examples=100)
+@given(
+    seed=st.integers(0, 1000),
+    most=st.integers(1, 8),
+    k=st.sampled_from([1, 2, 3, None]),
+    threshold=st.sampled_from([0.0, 0.05, 0.5, 0.9]),
+    deferred=st.booleans(),
+    heal=st.booleans(),
+    drawn=st.booleans(),
+    valid_utf8=st.booleans(),
+)
+async def test_no_beam_fails_at_the_models_limit(
+    seed, most, k, threshold, deferred, heal, drawn, valid_utf8
+):
+    """Where a candidate ought to be extended but cannot, whatever else is left of the beam."""
+    params = BeamParams(k, threshold, deferred=deferred, heal=heal)
+    vocab = toy_vocab([b"ab", b"ba", b"aab", b"bbb", b"abab"])
+    lm = StubLM(vocab, seed, max_context_tokens=most, silent=vocab.eos_token_ids)
+    state = await ByteBeamState.initial(lm, params)
+    choose = Draw(seed=seed) if drawn else greedy
+    made = await collect(generate(state, 60, choose, valid_utf8=valid_utf8))
+    assert made.finish_reason == "length"
+
+
 async def test_no_steps_give_no_bytes():
     pieces = await pieces_of(b"abc", steps=0, stop=b"a", valid_utf8=True, logprobs=True)
     assert [tuple(p)[:2] for p in pieces] == [(b"", 0.0)]
