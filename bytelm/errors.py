@@ -5,6 +5,7 @@
     BytelmError (Exception)
     ├── InputError (ValueError)          something a caller gave is wrong
     │   ├── VocabError                   a tokenizer whose bytes cannot be known, an unknown token
+    │   │   └── RowError                 a model's answer that is no distribution over its tokens
     │   ├── ByteError                    a byte outside 0..255 (or 257, EOS)
     │   ├── BeamError                    beam parameters outside their range
     │   │   └── EosGivenTwice (TypeError)  eos_byte_strings, and its deprecated name, too
@@ -34,6 +35,10 @@ class InputError(BytelmError, ValueError):
 
 class VocabError(InputError):
     """The bytes of a vocabulary cannot be known, or a token is not in it."""
+
+
+class RowError(VocabError):
+    """A model's answer is no distribution over its vocabulary: of another shape, NaN, +inf."""
 
 
 class ByteError(InputError):

@@ -9,6 +9,7 @@ beams.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Awaitable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -17,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bytelm.errors import InputError, VocabError
+from bytelm.raw_rows import as_row, checked_row, no_distribution
 from bytelm.vocab import ByteVocab
 
 if TYPE_CHECKING:
@@ -52,7 +54,7 @@ def as_token_lm(llm: AsyncTokenLM | BackendLM) -> AsyncTokenLM:
     Raises:
         InputError: when it is neither.
     """
-    if isinstance(getattr(llm, "vocab", None), ByteVocab):
+    if not is_backend(llm):
         return cast("AsyncTokenLM", llm)
     if hasattr(llm, "byte_vocab"):
         return from_genlm(cast(BackendLM, llm))
@@ -60,6 +62,11 @@ def as_token_lm(llm: AsyncTokenLM | BackendLM) -> AsyncTokenLM:
         f"a {type(llm).__qualname__} is no token LM: it has neither vocab (bytelm's AsyncTokenLM) "
         "nor byte_vocab (genlm.backend's AsyncLM)"
     )
+
+
+def is_backend(llm: AsyncTokenLM | BackendLM) -> bool:
+    """Whether a token LM is a genlm.backend model, whose rows may be padded."""
+    return not isinstance(getattr(llm, "vocab", None), ByteVocab)
 
 
 def as_given(lm: AsyncTokenLM) -> AsyncTokenLM | BackendLM:
@@ -100,15 +107,10 @@ class _FromGenlm:
         """See ``AsyncTokenLM``. Logits beyond the vocabulary, which pad it, are cut off.
 
         Raises:
-            VocabError: when the model gives fewer log-probabilities than there are ids.
+            RowError: when the model gives fewer log-probabilities than there are ids, or NaN.
         """
-        row = _as_numpy(await self.adapted.next_token_logprobs([int(i) for i in token_ids]))
-        if len(row) < self.vocab.size:
-            raise VocabError(
-                f"the model gives {len(row)} log-probabilities for {self.vocab.size} tokens: "
-                "check that tokenizer and model belong together"
-            )
-        return _normalised(row[: self.vocab.size])
+        answer = await self.adapted.next_token_logprobs([int(i) for i in token_ids])
+        return _normalised(as_row(answer, self.vocab.size, padded=True))
 
 
 class GenlmModel:
@@ -143,12 +145,14 @@ class GenlmModel:
 
         Raises:
             InputError: when ``lora_name`` is given; token LMs have no adapters.
+            RowError: when what the token LM gives is no distribution over tokens with a text.
         """
         import torch
 
         if lora_name is not None:
             raise InputError(f"this model has no LoRA adapters, got lora_name={lora_name!r}")
-        row = np.array(await self._lm.next_token_logprobs(token_ids))
+        answer = await self._lm.next_token_logprobs(token_ids)
+        row = np.array(checked_row(answer, self._lm.vocab.size))
         row[self._silent] = -np.inf
         return torch.from_numpy(_normalised(row))
 
@@ -220,15 +224,10 @@ def _generation_eos(llm: BackendLM) -> tuple[int, ...]:
     return (eos,) if isinstance(eos, int) else tuple(eos)
 
 
-def _as_numpy(row: Any) -> NDArray[np.float32]:
-    """A torch tensor on any device, or an array, as float32."""
-    if hasattr(row, "detach"):
-        row = row.detach().float().cpu().numpy()
-    return np.asarray(row, np.float32)
-
-
 def _normalised(row: NDArray[np.float32]) -> NDArray[np.float32]:
     """The row itself where its probabilities sum to 1, else a copy for which they do."""
     top = float(row.max())
+    if not math.isfinite(top):
+        raise no_distribution(row)
     total = top + float(np.log(np.exp(row - top, dtype=np.float32).sum(dtype=np.float64)))
     return row if abs(total) <= _NORMALISED else (row - np.float32(total)).astype(np.float32)

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from bytelm import memory
 from bytelm.compiled import compiled
-from bytelm.errors import BeamError, VocabError
+from bytelm.errors import BeamError
 from bytelm.logprobs import EOS, SIZE
+from bytelm.raw_rows import as_row, no_distribution
 from bytelm.stand_in import StandIn
 from bytelm.token_lm import AsyncTokenLM
 from bytelm.trie import REORDER, ROOT, TokenTrie
@@ -81,6 +82,7 @@ def read_row(
     order: NDArray[np.uint32],
     hidden: NDArray[np.int64],
     eos_ids: NDArray[np.int64],
+    banned_ids: NDArray[np.int64],
     root_bounds: NDArray[np.int32],
     root_bytes: NDArray[np.int64],
 ) -> tuple[NDArray[np.float32], NDArray[np.float64], float]:
@@ -92,8 +94,13 @@ def read_row(
         order: see ``TokenTrie``; so are the last two.
         hidden: see ``Row``.
         eos_ids: ids that end the text.
+        banned_ids: ids that get no probability.
         root_bounds: the ranges of the root's children.
         root_bytes: their bytes.
+
+    Returns:
+        What ``Row`` has as ``probs``, ``root`` and ``mass``; a mass that is not finite where any
+        of the log-probabilities is NaN or +inf: such a value is in some sum, whatever its id.
     """
     eos = 0.0
     for token in eos_ids:
@@ -113,7 +120,10 @@ def read_row(
     root[EOS] = eos
     if total > 0.0:
         root /= total
-    return ordered, root, total
+    banned = 0.0
+    for token in banned_ids:
+        banned += probs[token]
+    return ordered, root, total if math.isfinite(banned) else banned
 
 
 class Row:
@@ -135,6 +145,7 @@ class Row:
         logprobs: NDArray[np.float32],
         trie: TokenTrie,
         eos_ids: NDArray[np.int64],
+        banned_ids: NDArray[np.int64],
         hidden: NDArray[np.int64],
     ) -> None:
         """Reads a model's answer.
@@ -143,17 +154,21 @@ class Row:
             logprobs: float32 ``[vocab.size]``.
             trie: the trie of the vocabulary.
             eos_ids: ids that end the text.
+            banned_ids: ids that get no probability.
             hidden: positions in the trie's order that count as EOS instead of as their bytes.
         """
         self.logprobs = logprobs
         self.order = trie.order
         self.hidden = hidden
+        with np.errstate(over="ignore"):
+            probs = np.exp(logprobs)
         self.probs, self.root, self.mass = read_row(
             logprobs,
-            np.exp(logprobs),
+            probs,
             trie.order,
             hidden,
             eos_ids,
+            banned_ids,
             trie.root_bounds,
             trie.root_bytes,
         )
@@ -202,6 +217,7 @@ class RowSource:
     """Evaluates contexts of one token LM, with one reading of its special and EOS tokens.
 
     Attributes:
+        banned_ids: the ids that get no probability: they have no bytes and do not end the text.
         asked: evaluations so far of contexts that were not ``knowing`` ones.
 
     Args:
@@ -229,6 +245,10 @@ class RowSource:
         in_trie = [i for i in ids if self.vocab.token_bytes[i]]
         self._eos_ids = np.array(sorted(ids), np.int64)
         self._hidden = np.flatnonzero(np.isin(self.trie.order, in_trie))
+        banned = np.ones(self.vocab.size, np.bool_)
+        banned[self.trie.order] = False
+        banned[self._eos_ids] = False
+        self.banned_ids: NDArray[np.int64] = np.flatnonzero(banned)
         self._known: Mapping[tuple[int, ...], Awaitable[NDArray[np.float32]]] = {}
         self.asked = 0
 
@@ -271,14 +291,6 @@ class RowSource:
     def eos_ids(self) -> list[int]:
         """The ids that end the text."""
         return [int(i) for i in self._eos_ids]
-
-    @property
-    def banned_ids(self) -> NDArray[np.int64]:
-        """The ids that get no probability: those that have no bytes and do not end the text."""
-        banned = np.ones(self.vocab.size, np.bool_)
-        banned[self.trie.order] = False
-        banned[self._eos_ids] = False
-        return np.flatnonzero(banned)
 
     def fits(self, length: int) -> bool:
         """Whether a context of ``length`` tokens can be evaluated."""
@@ -326,9 +338,11 @@ class RowSource:
         """A model's answer as a Row.
 
         Raises:
-            VocabError: when it gives no probability to any token with bytes, nor to EOS.
+            RowError: when it is no row, has NaN or +inf, or gives no probability to any token with
+                bytes, nor to EOS.
         """
-        row = Row(logprobs, self.trie, self._eos_ids, self._hidden)
-        if not row.mass > 0.0:
-            raise VocabError("the model gives all probability to tokens that have no bytes")
+        logprobs = as_row(logprobs, self.vocab.size)
+        row = Row(logprobs, self.trie, self._eos_ids, self.banned_ids, self._hidden)
+        if not 0.0 < row.mass < math.inf:
+            raise no_distribution(logprobs)
         return row

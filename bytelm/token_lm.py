@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bytelm.errors import InputError
-from bytelm.genlm import BackendLM, as_token_lm
+from bytelm.genlm import BackendLM, as_token_lm, is_backend
 from bytelm.logprobs import escape
+from bytelm.raw_rows import check_row, checked_row
 from bytelm.vocab import ByteVocab
 
 
@@ -212,10 +213,17 @@ class StatefulTokenizedLM:
         return state
 
     async def logp_next(self) -> NDArray[np.float32]:
-        """Log-probabilities of the next token, float32 ``[vocab.size]``; one evaluation."""
+        """Log-probabilities of the next token, float32 ``[vocab.size]``; one evaluation.
+
+        Raises:
+            RowError: when what the model gives is no distribution over its vocabulary.
+        """
         self._n_calls += 1
         row: NDArray[np.float32] = await self.model.next_token_logprobs(self.context)
-        return row
+        if not is_backend(self.model):
+            return checked_row(row, self.vocab.size)
+        check_row(row, self.vocab.size, padded=True)
+        return row  # a tensor, as code for genlm has it
 
     def __repr__(self) -> str:
         vocab = self.vocab

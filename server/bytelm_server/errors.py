@@ -28,6 +28,7 @@ from bytelm.errors import (
     EngineDead,
     EngineError,
     InputError,
+    RowError,
 )
 from bytelm_server.wire import JsonResponse
 
@@ -165,6 +166,8 @@ def invalid_request(message: str, code: str, param: str | None = None) -> ErrorD
 def input_detail(error: InputError, param: str | None = None) -> ErrorDetail:
     """The detail of an error that the library raised about what it was given."""
     match error:
+        case RowError():
+            return detail("internal_error", str(error), None, "internal_error")
         case LimitExceeded():
             return invalid_request(str(error), "limit_exceeded", error.param or param)
         case ContextTooLong():
@@ -278,7 +281,8 @@ async def _on_validation(request: Request, error: Exception) -> JsonResponse:
 
 async def _on_input(request: Request, error: Exception) -> JsonResponse:
     assert isinstance(error, InputError)
-    return answer(400, input_detail(error, "context"))
+    # What the server's model answers is not the caller's fault.
+    return answer(500 if isinstance(error, RowError) else 400, input_detail(error, "context"))
 
 
 async def _on_engine(request: Request, error: Exception) -> JsonResponse:

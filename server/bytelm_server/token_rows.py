@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bytelm.errors import ContextTooLong, InputError
+from bytelm.raw_rows import checked_row
 from bytelm.token_lm import AsyncTokenLM
 from bytelm.vocab import ByteVocab
 from bytelm_server import pace
@@ -51,7 +52,7 @@ class TokenRows:
         """A row for each context, float32 ``[vocab.size]``; the first error is raised."""
         for index, context in enumerate(contexts):
             self._check(context, f"contexts[{index}]")
-        return await concurrently(self.lm.next_token_logprobs(c) for c in contexts)
+        return await concurrently(self._row(c) for c in contexts)
 
     async def answer(self, contexts: Sequence[Sequence[int]], top: int) -> dict[str, Any]:
         """The ``top`` tokens after each context; a bad one has its error in its place."""
@@ -59,7 +60,7 @@ class TokenRows:
         async def one(context: Sequence[int], index: int) -> dict[str, Any]:
             try:
                 self._check(context, f"contexts[{index}]")
-                row = await self.lm.next_token_logprobs(context)
+                row = await self._row(context)
                 await pace.turn()
                 return top_tokens(row, top)
             except InputError as error:
@@ -67,6 +68,9 @@ class TokenRows:
 
         results = await concurrently(one(c, i) for i, c in enumerate(contexts))
         return {"results": results, "usage": usage_of(self.lm)}
+
+    async def _row(self, context: Sequence[int]) -> NDArray[np.float32]:
+        return checked_row(await self.lm.next_token_logprobs(context), self.lm.vocab.size)
 
     def _check(self, context: Sequence[int], place: str) -> None:
         check_fits(context, self.lm)
