@@ -38,7 +38,8 @@ GROWTH = 64
 _FORMAT, _WITH_ITEMS = 1, 2
 # Format, flags, length of the anchor, of the trunk, candidates, bytes of the longest partial.
 _HEADER = struct.Struct("<BBIIII")
-_TERMINATED, _IS_CUT = 1, 2
+# The third flag is new: of what has it not, nobody knows.
+_TERMINATED, _IS_CUT, _IS_WEIGHED = 1, 2, 4
 # In the length of a path: it is known to begin no canonical tokenization. Its last tokens alone,
 # which are all that a new judgement would look at, may not show that.
 _STRAYED = 1 << 31
@@ -52,6 +53,7 @@ class _Kept:
 
     terminated: bool
     is_cut: bool
+    is_weighed: bool
     anchor: int
     suffixes: list[Path]
     partials: NDArray[np.int32]
@@ -95,6 +97,7 @@ class Snapshot:
         longest = int(partials.argmax())
         partial = trie.prefix(candidates.node[longest]) if partials[longest] else b""
         flags = _TERMINATED * state.terminated | _IS_CUT * state._is_cut
+        flags |= _IS_WEIGHED * state._is_weighed
         form = _FORMAT if deferred == NOTHING else _WITH_ITEMS
         header = _HEADER.pack(form, flags, len(state._anchor), len(trunk), len(paths), len(partial))
         parts = [
@@ -132,7 +135,12 @@ class Snapshot:
             raise SnapshotError("the snapshot has tokens that the vocabulary has not")
         anchor = paths[0][: kept.anchor]
         state = ByteBeamState(
-            source, params, anchor, terminated=kept.terminated, is_cut=kept.is_cut
+            source,
+            params,
+            anchor,
+            terminated=kept.terminated,
+            is_cut=kept.is_cut,
+            is_weighed=kept.is_weighed,
         )
         weights = kept.weights.tolist()
         state._roots = [
@@ -173,6 +181,7 @@ class Snapshot:
         return _Kept(
             bool(flags & _TERMINATED),
             bool(flags & _IS_CUT),
+            bool(flags & _IS_WEIGHED),
             anchor,
             suffixes,
             partials,

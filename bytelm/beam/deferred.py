@@ -78,6 +78,15 @@ class Deferred(NamedTuple):
         items += [Item(path, byte, weight, weight + log_q) for path, weight in ended]
         return type(self)(tuple(items), self.rest + log_q)
 
+    def beside(self, path: Path) -> Self:
+        """What is deferred beside tokens that were evaluated as the last resort.
+
+        An item that they begin with would give them a second time: it has a share in the remainder.
+        """
+        begun = [item for item in self.items if path[: len(item.path)] == item.path]
+        rest = float(np.logaddexp.reduce([item.share for item in begun] + [self.rest]))
+        return type(self)(tuple(item for item in self.items if item not in begun), rest)
+
     def without(self, weight: float) -> Self:
         """With the mass of something that is dropped, by its log."""
         return self._replace(rest=float(np.logaddexp(self.rest, weight)))

@@ -138,14 +138,22 @@ class ReferenceState:
         if self.params.deferred:
             with np.errstate(divide="ignore"):
                 q = float(np.log(self._stand_in()[b]))
-            since = [(i.path, i.since + bytes([b]), i.weight, i.share + q) for i in self.items]
+            items, rest = self._beside(opened)
+            since = [(i.path, i.since + bytes([b]), i.weight, i.share + q) for i in items]
             since += [(o.path, bytes([b]), o.weight, o.weight + q) for o in others]
-            return after._settled(
-                kept, [Item(*i) for i in since if i[3] > -math.inf], self.rest + q
-            )
+            return after._settled(kept, [Item(*i) for i in since if i[3] > -math.inf], rest + q)
         if not kept:
             raise EmptyBeam(f"nothing continues {self.text!r} with {b}")
         return replace(after, kept=ranked(kept))
+
+    def _beside(self, opened: Sequence[Candidate]) -> tuple[list[Item], float]:
+        """The items and the remainder beside candidates, one of which may be the last resort.
+
+        An item that it begins with would give it a second time: it has a share in the remainder.
+        """
+        begun = [i for i in self.items if any(o.path[: len(i.path)] == i.path for o in opened)]
+        rest = log_sum([self.rest, *(i.share for i in begun)])
+        return [i for i in self.items if i not in begun], rest
 
     def _settled(self, kept: list[Candidate], items: list[Item], rest: float) -> Self:
         """Evaluates the items whose time has come."""

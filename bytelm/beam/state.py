@@ -154,6 +154,7 @@ class ByteBeamState(StatefulByteLM):
         terminated: bool = False,
         rows: dict[tuple[int, int], Row] | None = None,
         is_cut: bool = False,
+        is_weighed: bool = True,
         ahead: Ahead = read_ahead.NOTHING,
         deferred: Deferred = NOTHING,
     ) -> None:
@@ -169,6 +170,7 @@ class ByteBeamState(StatefulByteLM):
             terminated: whether EOS was consumed.
             rows: evaluations made so far, by (candidate, token that ends it).
             is_cut: whether ``max_context_length`` took something from the beginning.
+            is_weighed: whether the weights count all of the text.
             ahead: evaluations of extensions that were asked for in advance.
             deferred: what was not evaluated, but has mass.
         """
@@ -181,6 +183,7 @@ class ByteBeamState(StatefulByteLM):
         self._roots = roots
         self._rows: dict[tuple[int, int], Row] = {} if rows is None else rows
         self._is_cut = is_cut
+        self._is_weighed = is_weighed
         self._ahead = ahead.of_candidates(source.trie, paths, candidates.node)
         self._deferred = deferred
         self._judge = Judge.of(source.vocab, params.tokenizations, params.keep_canonical)
@@ -188,7 +191,7 @@ class ByteBeamState(StatefulByteLM):
             length = len(anchor)
             self._paths = [self._judge.judged(path, length) for path in paths]
             self._roots = [(self._judge.judged(path, length), weight) for path, weight in roots]
-        self._log_z: float | None = None
+        self._log_weight: float | None = None
         self._lost = _Lost()
 
     @classmethod
@@ -221,7 +224,7 @@ class ByteBeamState(StatefulByteLM):
         state = cls(source, params, anchor, roots=[(anchor, 0.0)])
         if vocab.prefix and vocab.has_initial_context and anchor == vocab.initial_context:
             # The tokenizer put it there, not the model: it has no part in logZ.
-            state = (await state._walk(vocab.prefix))._weighing(0.0)
+            state = (await state._walk(vocab.prefix))._weighing_as(state)
         return state._shortened()
 
     # What the beam holds.
@@ -249,22 +252,30 @@ class ByteBeamState(StatefulByteLM):
         return genlm_states(self.source, self, nodes.tolist(), kept)
 
     @property
-    def logZ(self) -> float:
+    def logZ(self) -> float | None:
         """Log-probability of the bytes consumed so far, as far as the beam covers it.
 
-        After a fast prefill it leaves out the probability of the trunk.
+        None where nobody weighed some of them: the trunk of a fast prefill, and what was inserted.
         """
-        if self._log_z is None:
+        return self.log_weight if self._is_weighed else None
+
+    @property
+    def log_weight(self) -> float:
+        """The log of what the candidates' weights sum to.
+
+        Where ``logZ`` is None, weights tell no more than what they are to each other.
+        """
+        if self._log_weight is None:
             weights = self._candidates.weight
             if self._roots:
                 weights = np.array([weight for _, weight in self._roots])
-            self._log_z = float(kernels.log_sum_exp(weights))
-        return self._log_z
+            self._log_weight = float(kernels.log_sum_exp(weights))
+        return self._log_weight
 
     @property
     def deferred_share(self) -> float:
-        """What stands in for tokenizations that were not evaluated, as a multiple of exp(logZ)."""
-        return math.exp(self._deferred.log_mass - self.logZ)
+        """What stands in for tokenizations that were not evaluated, as a multiple of the others."""
+        return math.exp(self._deferred.log_mass - self.log_weight)
 
     @property
     def context(self) -> bytes:
@@ -287,7 +298,7 @@ class ByteBeamState(StatefulByteLM):
         if all(self.source.fits(len(path) + 1) for path in self._paths):
             return False
         extensions = self._extensions()
-        least = log_sum([self.logZ, *(one.weight for one in extensions)])
+        least = log_sum([self.log_weight, *(one.weight for one in extensions)])
         least += self.params.log_prune_threshold
         beyond = [one for one in extensions if not self.source.fits(len(one.path))]
         ought = any(one.key[0] == 0 and one.weight > least for one in beyond)
@@ -339,7 +350,7 @@ class ByteBeamState(StatefulByteLM):
     async def logp_next(self) -> LazyByteProbs:
         """The distribution over the next byte or EOS; evaluates extensions that weigh enough."""
         self._check_open()
-        top = self.logZ
+        top = self.log_weight
         total = self._mixed()
         wanted, others = await self._wanted(top, need_one=not total.any())
         for one in await self._open(wanted):
@@ -382,7 +393,7 @@ class ByteBeamState(StatefulByteLM):
             *self._candidates, trie.lo, trie.hi, trie.first, trie.byte, b
         )
         need_one = not len(parent) and not (deferred and self._mixed().any())
-        wanted, others = await self._wanted(self.logZ if deferred else log_z, need_one)
+        wanted, others = await self._wanted(self.log_weight if deferred else log_z, need_one)
         begins = b == EOS or trie.child(ROOT, b) >= 0
         opened = await self._open(wanted) if begins else []
         if b == EOS:
@@ -394,7 +405,10 @@ class ByteBeamState(StatefulByteLM):
             parts = [o.moved(trie, child, b) for o in opened]
             candidates = _Candidates(*moved)
             if deferred:
-                state = await self._settled(paths, candidates, parts, b, others)
+                held = self._deferred
+                for one in wanted:
+                    held = held.beside(one.path) if one.key == _RESORT else held
+                state = await self._settled(paths, candidates, parts, b, held, others)
             else:
                 state = self._joined(paths, candidates, parts)
         if not len(state):
@@ -455,7 +469,7 @@ class ByteBeamState(StatefulByteLM):
             return self
         most = len(weight) if self.params.K is None else min(self.params.K, len(weight))
         if not self.params.deferred:
-            least = self.logZ + self.params.log_prune_threshold
+            least = self.log_weight + self.params.log_prune_threshold
             most = min(most, max(1, int(np.count_nonzero(weight > least))))
         kept = list(range(most))
         if self.params.keep_canonical and most < len(weight):
@@ -486,7 +500,7 @@ class ByteBeamState(StatefulByteLM):
         Args:
             bs: bytes to consume.
             mode: ``"fast"`` takes the trunk of the whole text as it is and walks the rest,
-                see ``bytelm.prefill``; ``logZ`` then leaves out its probability. What it walks and
+                see ``bytelm.prefill``; ``logZ`` is None behind it. What it walks and
                 evaluates is bounded whatever the text, but for a beam without a threshold. Where
                 little is added to a text, and with ``"exact"``, the beam walks byte by byte.
             tail: how many word ends lie behind the trunk, where as many are near enough.
@@ -555,7 +569,9 @@ class ByteBeamState(StatefulByteLM):
         anchor = (*self._anchor, *ids, *tokens)
         if self._most is None:
             self._check_fits(len(anchor))
-        return self._anchored(anchor, self.logZ, self._is_cut)._shortened()
+        is_weighed = self._is_weighed and not text
+        state = self._anchored(anchor, self.log_weight, self._is_cut, is_weighed)
+        return state._shortened()
 
     async def sample(
         self,
@@ -630,10 +646,10 @@ class ByteBeamState(StatefulByteLM):
         return await canonical(self.source, len(self._anchor), text, whole, known, self._fits)
 
     def _mixed(self) -> NDArray[np.float64]:
-        """The candidates' next bytes, mixed by weight: float64 ``[258]``, in units of exp(logZ)."""
+        """The candidates' next bytes by weight: float64 ``[258]``, in units of exp(log_weight)."""
         trie = self.source.trie
         return kernels.mix_children(
-            *self._candidates, trie.lo, trie.hi, trie.first, trie.byte, self.logZ
+            *self._candidates, trie.lo, trie.hi, trie.first, trie.byte, self.log_weight
         )
 
     def _stand_in(self) -> NDArray[np.float64]:
@@ -674,14 +690,17 @@ class ByteBeamState(StatefulByteLM):
 
     async def _ended(self, opened: list[_Opened], others: list[_Wanted]) -> Self:
         """The state after EOS; empty when nothing can end here."""
-        spare = sorted(others, key=lambda one: -one.weight) if self.params.deferred else []
-        while not any(self._ends(one) for one in opened) and self.params.deferred:
-            wanted = [spare.pop(0)] if spare else await self._last_resort()
-            opened = await self._open(wanted)
-            if not spare:
+        spare = sorted(others, key=lambda one: one.weight)
+        while self.params.deferred and not any(self._ends(one) for one in opened):
+            is_last = not spare
+            opened = await self._open(await self._last_resort() if is_last else [spare.pop()])
+            if is_last:
                 break
         ended = [(o.path, o.weight + math.log(p)) for o in opened if (p := self._ends(o)) > 0.0]
-        return self._with((), _NONE, sorted(ended, key=lambda e: -e[1]), terminated=True)
+        ended.sort(key=lambda one: -one[1])
+        state = self._with((), _NONE, ended, terminated=True)
+        state._deferred = NOTHING
+        return state
 
     def _ends(self, one: _Opened) -> float:
         """The probability that the text ends behind tokens that ended."""
@@ -694,6 +713,7 @@ class ByteBeamState(StatefulByteLM):
         moved: _Candidates,
         parts: list[Part],
         b: int,
+        deferred: Deferred,
         others: Sequence[_Wanted],
     ) -> Self:
         """The state after ``b`` with what is deferred; empty when nothing has any probability.
@@ -703,12 +723,13 @@ class ByteBeamState(StatefulByteLM):
             moved: these.
             parts: the evaluated extensions, moved by ``b``.
             b: the byte.
+            deferred: what was deferred before it.
             others: the extensions that were not evaluated.
         """
         source, params = self.source, self.params
         with np.errstate(divide="ignore"):
             log_q = float(np.log(self._stand_in()[b]))
-        deferred = self._deferred.after(b, log_q, [(o.path, o.weight) for o in others])
+        deferred = deferred.after(b, log_q, [(o.path, o.weight) for o in others])
         log_z = log_sum([kernels.log_sum_exp(moved.weight), *(part.weight for part in parts)])
         late, deferred = await settle(
             source, deferred, log_z, params.log_prune_threshold, self._fits, self._extended
@@ -720,8 +741,9 @@ class ByteBeamState(StatefulByteLM):
                 path, weight, partial, row = found
                 node = source.trie.descend(partial)
                 late = [part] if (part := Part.of(path, weight, row, source.trie, node)) else []
+                deferred = deferred.beside(path)
         state = self._joined(paths, moved, [*parts, *late])
-        state._deferred = deferred.settled(state.logZ)
+        state._deferred = deferred.settled(state.log_weight)
         return state
 
     async def _open(self, wanted: Sequence[_Wanted]) -> list[_Opened]:
@@ -823,7 +845,7 @@ class ByteBeamState(StatefulByteLM):
         # Bytes of EOS tokens can only be there because somebody prefilled them.
         spelling = self._reading(self.source.spelling_eos())
         state = await spelling._ending(self._text, TAIL)
-        return state._weighing(self.logZ)._reading(self.source)
+        return state._weighing_as(self)._reading(self.source)
 
     async def _ending(self, text: bytes, tail: int) -> Self:
         """The state after ``text`` behind the anchor, by no more than half as many tokens as fit.
@@ -839,9 +861,9 @@ class ByteBeamState(StatefulByteLM):
         kept = [i for i, path in enumerate(state._paths) if len(path) < self._most]
         if kept or not state._paths:
             return state._keeping(kept)
-        tokens = (*base._anchor, *trunk.tokens)
-        before = base._with((), _NONE, [(tokens, 0.0)])
-        return await before._canonical_behind(tokens, trunk.rest, 0) or state
+        before = base._at(trunk)
+        known = Known(*before._roots[0], ROOT)
+        return await before._canonical_behind(known, trunk.rest, 0) or state
 
     def _halved(self, text: bytes) -> tuple[Self, bytes]:
         """The beginning of a state, and what it is to consume, in half as many tokens as fit.
@@ -855,25 +877,28 @@ class ByteBeamState(StatefulByteLM):
         room = half - len(vocab.encode(text)) if rest == text else 0
         kept = (*anchor[:1], *anchor[max(1, len(anchor) - max(room, 0)) :])
         is_cut = self._is_cut or kept != anchor or rest != text
-        return self._anchored(kept, 0.0, is_cut), rest
+        return self._anchored(kept, 0.0, is_cut, is_weighed=False), rest
 
     def _shortened(self) -> Self:
         """A state right behind its anchor, of which only the end is left if it is too long."""
         if self._fits(len(self._anchor)) or self._most is None:
             return self
-        return self._halved(b"")[0]._weighing(self.logZ)
+        return self._halved(b"")[0]._weighing_as(self)
 
-    def _anchored(self, anchor: Path, weight: float, is_cut: bool) -> Self:
+    def _anchored(self, anchor: Path, weight: float, is_cut: bool, is_weighed: bool) -> Self:
         roots = [(anchor, weight)]
-        return type(self)(self.source, self.params, anchor, roots=roots, is_cut=is_cut)
+        return type(self)(
+            self.source, self.params, anchor, roots=roots, is_cut=is_cut, is_weighed=is_weighed
+        )
 
-    def _weighing(self, log_z: float) -> Self:
-        """The same shares of another total."""
-        more = log_z - self.logZ
+    def _weighing_as(self, other: Self) -> Self:
+        """The same shares of another state's total."""
+        more = other.log_weight - self.log_weight
         candidates = self._candidates._replace(weight=self._candidates.weight + more)
         roots = [(path, weight + more) for path, weight in self._roots]
         state = self._with(self._paths, candidates, roots, self.terminated, self._rows)
         state._deferred = self._deferred.weighing(more)
+        state._is_weighed = other._is_weighed
         return state
 
     async def _from_trunk(self, trunk: Trunk) -> Self:
@@ -894,12 +919,13 @@ class ByteBeamState(StatefulByteLM):
                 submitted[path] = asyncio.ensure_future(call)
                 if path is ahead[-1]:
                     await submitted[path]
-            state = self._with((), _NONE, [(base, 0.0)])
+            state = self._at(trunk)
+            known = Known(*state._roots[0], ROOT)
             state.source = self.source.knowing(submitted)
             ration = RATION - len(submitted)
             for at, b in enumerate(trunk.rest):
                 if self.params.prune_threshold and len(submitted) + state.source.asked > MOST:
-                    ended = await state._canonical_behind(base, trunk.rest, at)
+                    ended = await state._canonical_behind(known, trunk.rest, at)
                     if ended is not None:
                         state = ended
                         break
@@ -919,13 +945,22 @@ class ByteBeamState(StatefulByteLM):
                 task.cancel()
             await asyncio.gather(*submitted.values(), return_exceptions=True)
 
-    async def _canonical_behind(self, base: Path, rest: bytes, at: int) -> Self | None:
+    def _at(self, trunk: Trunk) -> Self:
+        """The state right behind a trunk, whose own weight nobody knows."""
+        if not trunk.tokens and not self._text:
+            return self._with((), _NONE, self._roots)
+        state = self._with((), _NONE, [((*self._anchor, *trunk.tokens), 0.0)])
+        state._deferred = NOTHING
+        state._is_weighed = False
+        return state
+
+    async def _canonical_behind(self, known: Known, rest: bytes, at: int) -> Self | None:
         """The state behind all of a rest, of which ``at`` bytes are walked, without further walk.
 
         The rest's canonical tokenization goes on, with its exact weight; all else is deferred.
 
         Args:
-            base: the trunk's tokens, whose weight is that of nothing: 0.
+            known: the tokens before the rest.
             rest: the bytes behind the trunk.
             at: how many of them this state has consumed.
 
@@ -933,8 +968,8 @@ class ByteBeamState(StatefulByteLM):
             The state; None if the tokenization has no probability or does not fit.
         """
         source = self.source
-        known = [Known(base, 0.0, ROOT)]
-        found = await canonical(source, len(base), rest, False, known, self._fits)
+        length = len(known.path)
+        found = await canonical(source, length, rest, False, [known], self._fits)
         if found is None:
             return None
         path, weight, partial, row = found
@@ -943,11 +978,11 @@ class ByteBeamState(StatefulByteLM):
             return None
         state = self._joined([], _NONE, [part])
         if self.params.deferred:
-            deferred = self._deferred.without(self.logZ)
+            deferred = self._deferred.without(self.log_weight)
             for i in range(at, len(rest)):
                 log_q = source.stand_in.log_of(rest[i : i + 1], rest[:i])
                 deferred = deferred.after(rest[i], log_q, ())
-            state._deferred = deferred.settled(state.logZ)
+            state._deferred = deferred.settled(state.log_weight)
         return state
 
     def _check_fits(self, length: int) -> None:
@@ -989,6 +1024,7 @@ class ByteBeamState(StatefulByteLM):
             terminated,
             rows,
             self._is_cut,
+            self._is_weighed,
             self._ahead,
             self._deferred,
         )
@@ -1023,21 +1059,21 @@ class ByteBeamState(StatefulByteLM):
 
     def __repr__(self) -> str:
         lines = [f"Z: {self.logZ}", "Candidates:"]
-        lines += [f"({math.exp(c.weight - self.logZ):.4f}) {c!r}" for c in self]
+        lines += [f"({math.exp(c.weight - self.log_weight):.4f}) {c!r}" for c in self]
         if self.deferred_share:
             lines.append(f"deferred: {self.deferred_share:.2g} of this")
         return "\n".join(lines) + "\n"
 
     def _repr_html_(self) -> str:
         rows = "".join(
-            f"<tr><td>{math.exp(c.weight - self.logZ):.4f}</td><td>{c.weight:.2f}</td>"
+            f"<tr><td>{math.exp(c.weight - self.log_weight):.4f}</td><td>{c.weight:.2f}</td>"
             f"<td><code>{html.escape(repr(c.lm_state))}</code></td>"
             f"<td><code>{html.escape(escape(c.partial))}{'&lt;EOS&gt;' if c.terminated else ''}"
             "</code></td></tr>"
             for c in self
         )
         return (
-            f"<p>Z: {self.logZ:.4f}</p><table><tr><th>share</th><th>weight</th><th>tokens</th>"
+            f"<p>Z: {self.logZ}</p><table><tr><th>share</th><th>weight</th><th>tokens</th>"
             f"<th>partial</th></tr>{rows}</table>"
         )
 

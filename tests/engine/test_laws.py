@@ -20,6 +20,7 @@ TEXTS = [b"The capital of Fran", b"import numpy as n", "北京是".encode(), b"c
 
 def log_z(state: StatefulByteLM) -> float:
     assert isinstance(state, ByteBeamState)
+    assert state.logZ is not None
     return state.logZ
 
 

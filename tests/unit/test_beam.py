@@ -54,6 +54,7 @@ async def initial(lm: AsyncTokenLM, params: BeamParams = exact) -> ByteBeamState
 
 def log_z(state: StatefulByteLM) -> float:
     assert isinstance(state, ByteBeamState)
+    assert state.logZ is not None
     return state.logZ
 
 

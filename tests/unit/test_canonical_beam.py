@@ -6,7 +6,7 @@ from functools import cache
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models
 from tokenizers import pre_tokenizers as splitters
@@ -114,6 +114,8 @@ async def test_canonical_equals_brute_force(text, seed, deferred):
 
 
 @slow
+@example(b"a  ", 0, 1, 0.1, "canonical", False)  # the last item ended nothing, the resort does
+@example(b"aabbab", 89, 1, 0.01, "canonical", True)  # an item gave the last resort again
 @given(
     texts,
     st.integers(0, 99),
@@ -137,6 +139,7 @@ async def test_the_beam_is_the_reference(text, seed, k, threshold, tokenizations
         close((await have.logp_next()).ps, want.logp_next(), 2e-5)
         want, have = want.prune() << b, await have.prune().advanced(b)
         assert have.logZ == pytest.approx(want.log_z, abs=2e-5)
+        assert len({(one.tokens, one.partial) for one in have}) == len(have)
 
 
 @slow

@@ -17,6 +17,7 @@ from bytelm.beam.ration import MOST
 from bytelm.errors import BeamError, ContextTooLong, EmptyBeam, VocabError
 from bytelm.logprobs import EOS
 from bytelm.prefill import LEAST_BYTES, LEAST_TOKENS, MOST_BYTES, MOST_TOKENS, Trunk, TrunkFinder
+from bytelm.snapshot import Snapshot
 from bytelm.testing import BruteForce, StubLM, assert_exact, assert_normalised
 from bytelm.vocab import ByteVocab
 
@@ -187,7 +188,7 @@ async def test_a_fast_prefill_is_exact_behind_its_trunk(monkeypatch):
     state = await (await initial(lm)).prefill(text)
     want = BruteForce(lm.row, WORDS, (0, *trunk.tokens))
     await assert_exact(state, trunk.rest, want)
-    assert np.exp(state.logZ) == pytest.approx(want.prefix(trunk.rest), rel=1e-6)
+    assert np.exp(state.log_weight) == pytest.approx(want.prefix(trunk.rest), rel=1e-6)
     assert state.context == text
 
 
@@ -333,6 +334,37 @@ async def test_a_context_that_is_too_long_is_refused_before_any_evaluation(mode)
 async def test_an_unknown_mode_or_tail_is_refused(wrong):
     with pytest.raises(BeamError):
         await (await initial(StubLM(WORDS))).prefill(b"the", **wrong)
+
+
+async def test_behind_what_nobody_weighed_there_is_no_logz():
+    """Not even after more bytes; what was weighed before a text without a trunk counts."""
+    lm = StubLM(WORDS)
+    state = await initial(lm, BeamParams(2, 0.05, deferred=True))
+    short, long = b"the c", b"the cat" * 20
+    walked = await state.prefill(short, mode="exact")
+    assert (await state.prefill(short)).logZ == pytest.approx(walked.logZ)
+    fast = await walked.prefill(long)
+    assert [fast.logZ, (await fast.prefill(b"at")).logZ, fast.insert([2]).logZ] == [None] * 3
+    assert (await Snapshot.of(fast).restored(lm, fast.params)).logZ is None
+    assert "Z: None" in repr(fast)
+    assert (await Snapshot.of(walked).restored(lm, walked.params)).logZ == walked.logZ
+    assert state.insert([2], b"the").logZ is None
+    after = await walked.insert([2]).prefill(b"cat")
+    again = await walked.insert([2]).prefill(b"cat", mode="exact")
+    assert walked.logZ > after.logZ == pytest.approx(again.logZ)
+
+
+async def test_nothing_deferred_before_a_trunk_comes_behind_it():
+    lm, params = StubLM(WORDS), BeamParams(2, 0.05, deferred=True)
+    walked = await (await initial(lm, params)).prefill(b"the cat the", mode="exact")
+    assert walked._deferred.items
+    text = b" the cat" * 10
+    have, want = (
+        await walked.prefill(text),
+        await (await initial(lm, params)).prefill(b"the cat the" + text),
+    )
+    assert have._deferred == want._deferred
+    assert (await have.logp_next()).ps.tolist() == (await want.logp_next()).ps.tolist()
 
 
 async def test_an_inserted_token_leaves_one_canonical_candidate_and_no_evaluation():
