@@ -12,18 +12,23 @@ such step take them all, and the whole token, too; only if the text goes elsewhe
 
 A fast prefill, which asks for the canonical tokens of its text in advance, reads nothing else so.
 
+What is under way ends with the walk that asked for it: when that is cancelled, or no state refers
+to it any more. Another state that still wanted it evaluates anew.
+
 This module must not know how a token LM computes, nor how a beam weighs its candidates.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
+from functools import wraps
+from typing import Any, Concatenate, NamedTuple, ParamSpec, Protocol, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bytelm.joined import Joined
 from bytelm.token_lm import AsyncTokenLM
 from bytelm.trie import TokenTrie
 
@@ -31,7 +36,7 @@ MOST = 3
 """How many evaluations are asked for ahead at once: more would make the step itself slower."""
 
 Path = tuple[int, ...]
-Answer = asyncio.Future[NDArray[np.float32]]
+Answer = Joined[NDArray[np.float32]]
 
 
 class _Asked(NamedTuple):
@@ -51,10 +56,14 @@ class Ahead:
         self._asked = tuple(asked)
 
     @classmethod
-    def of(cls, answers: Iterable[tuple[Path, Answer]], candidates: Sequence[Path]) -> Ahead:
+    def of(
+        cls,
+        answers: Iterable[tuple[Path, Awaitable[NDArray[np.float32]]]],
+        candidates: Sequence[Path],
+    ) -> Ahead:
         """Those of some contexts' evaluations that add a token to one of the candidates."""
         return cls(
-            _Asked(tokens, context[-1], answer)
+            _Asked(tokens, context[-1], Joined(answer))
             for context, answer in answers
             for tokens in candidates
             if context[:-1] == tokens
@@ -65,8 +74,7 @@ class Ahead:
         new = []
         for tokens, token in wanted:
             if self.find(tokens, token) is None:
-                answer = asyncio.ensure_future(lm.next_token_logprobs((*tokens, token)))
-                answer.add_done_callback(_forgive)
+                answer = Joined(lm.next_token_logprobs((*tokens, token)))
                 new.append(_Asked(tokens, token, answer))
         return Ahead((*self._asked, *new)) if new else self
 
@@ -93,18 +101,50 @@ class Ahead:
     def find(self, tokens: Path, token: int) -> Answer | None:
         """The evaluation of a candidate's tokens and one more; None if there is none to use."""
         for one in self._asked:
-            if one.tokens is tokens and one.token == token and not _failed(one.answer):
+            if one.tokens is tokens and one.token == token and not one.answer.has_failed:
                 return one.answer
         return None
 
     @property
     def nbytes(self) -> int:
         """How much memory the answers take."""
-        answers = [one.answer for one in self._asked]
-        return sum(a.result().nbytes for a in answers if a.done() and not _failed(a))
+        rows = [one.answer.result for one in self._asked]
+        return sum(row.nbytes for row in rows if row is not None)
+
+    def give_up(self) -> None:
+        """Ends those that nobody waits for: the walk that they are for was cancelled."""
+        for one in self._asked:
+            one.answer.give_up()
 
 
 NOTHING = Ahead()
+
+
+class _Reading(Protocol):
+    """Something that reads ahead."""
+
+    _ahead: Ahead
+
+
+S = TypeVar("S", bound=_Reading)
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def walking(
+    method: Callable[Concatenate[S, P], Coroutine[Any, Any, R]],
+) -> Callable[Concatenate[S, P], Coroutine[Any, Any, R]]:
+    """A step of a walk: what its state reads ahead ends when the step is cancelled."""
+
+    @wraps(method)
+    async def step(state: S, *args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return await method(state, *args, **kwargs)
+        except (asyncio.CancelledError, GeneratorExit):
+            state._ahead.give_up()
+            raise
+
+    return cast("Callable[Concatenate[S, P], Coroutine[Any, Any, R]]", step)
 
 
 def is_idle(lm: AsyncTokenLM) -> bool:
@@ -138,13 +178,3 @@ def coming(
             token = int(trie.order[trie.lo[node] + at])
             if below[at] > least or token == likeliest:
                 yield token
-
-
-def _failed(answer: Answer) -> bool:
-    return answer.done() and (answer.cancelled() or answer.exception() is not None)
-
-
-def _forgive(answer: Answer) -> None:
-    """Nobody may ever wait for it: its error is of no interest."""
-    if not answer.cancelled():
-        answer.exception()

@@ -24,7 +24,7 @@ from bytelm import read_ahead
 from bytelm.beam import kernels
 from bytelm.beam.deferred import NOTHING, POINTER, Deferred, Path
 from bytelm.beam.judge import Judge
-from bytelm.beam.late import Known, Part, canonical, gather, settle
+from bytelm.beam.late import Known, Part, canonical, settle
 from bytelm.beam.params import BeamParams
 from bytelm.beam.ration import MOST, RATION, narrowed
 from bytelm.byte_lm import StatefulByteLM
@@ -33,6 +33,7 @@ from bytelm.errors import BeamError, ContextTooLong, EmptyBeam, Terminated, Voca
 from bytelm.genlm import BackendLM, as_token_lm
 from bytelm.genlm_states import GenlmState, genlm_states
 from bytelm.healing import Reading, heal
+from bytelm.joined import Joined, results
 from bytelm.logprobs import EOS, SIZE, Chart, LazyByteProbs, check_symbol, checked_bytes, escape
 from bytelm.prefill import JOINED, TAIL, Trunk, TrunkFinder
 from bytelm.read_ahead import Ahead
@@ -182,6 +183,7 @@ class ByteBeamState(StatefulByteLM):
         self._candidates = candidates
         self._roots = roots
         self._rows: dict[tuple[int, int], Row] = {} if rows is None else rows
+        self._opening: dict[tuple[int, int], Joined[Row]] = {}
         self._is_cut = is_cut
         self._is_weighed = is_weighed
         self._ahead = ahead.of_candidates(source.trie, paths, candidates.node)
@@ -347,6 +349,7 @@ class ByteBeamState(StatefulByteLM):
 
     # What comes next.
 
+    @read_ahead.walking
     async def logp_next(self) -> LazyByteProbs:
         """The distribution over the next byte or EOS; evaluates extensions that weigh enough."""
         self._check_open()
@@ -384,6 +387,7 @@ class ByteBeamState(StatefulByteLM):
         state = await self._moved(b)
         return state if state.terminated else await state._with_room()
 
+    @read_ahead.walking
     async def _moved(self, b: int) -> Self:
         """The state after ``b``, however long its candidates are."""
         b = check_symbol(b)
@@ -490,6 +494,7 @@ class ByteBeamState(StatefulByteLM):
             state._deferred = self._deferred.without(dropped)
         return state
 
+    @read_ahead.walking
     async def prefill(
         self, bs: bytes | Iterable[int], mode: str = "fast", tail: int = TAIL
     ) -> Self:
@@ -752,18 +757,31 @@ class ByteBeamState(StatefulByteLM):
         if missing:
             if not self.source.is_prepared and read_ahead.is_idle(self.source.lm):
                 self._read_ahead(missing)
-            rows = await gather([self._evaluate(one) for one in missing])
-            for one, row in zip(missing, rows, strict=True):
-                self._rows[one.key] = row
+            try:
+                await results([self._opening_of(one) for one in missing])
+            finally:
+                over = [key for key, opening in self._opening.items() if opening.is_over]
+                for key in over:
+                    del self._opening[key]
             self._ahead = self._ahead.without(one.path for one in missing)
         return [_Opened(one.path, one.weight, self._rows[one.key]) for one in wanted]
+
+    def _opening_of(self, one: _Wanted) -> Joined[Row]:
+        """Its evaluation, which all that want it at the same time wait for."""
+        opening = self._opening.get(one.key)
+        if opening is None or opening.is_over:
+            opening = self._opening[one.key] = Joined(self._evaluate(one))
+        return opening
 
     async def _evaluate(self, one: _Wanted) -> Row:
         which, token = one.key
         answer = self._ahead.find(self._paths[which], token) if which >= 0 else None
         if answer is None:
-            return await self.source.evaluate(one.path)
-        return self.source.read(await asyncio.shield(answer))
+            row = await self.source.evaluate(one.path)
+        else:
+            row = self.source.read(await answer)
+        self._rows[one.key] = row
+        return row
 
     def _read_ahead(self, missing: Sequence[_Wanted]) -> None:
         """Begin evaluations that will probably be asked for after those that are missing now."""
