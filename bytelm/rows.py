@@ -25,6 +25,8 @@ from bytelm.vocab import ByteVocab
 
 TINY = 1e-30
 """Below this mass float32 nears its smallest normal number, so sums go through logarithms."""
+FAR = 1e-37
+"""Below this probability float32 loses digits, and below 1e-45 all of them."""
 
 
 @compiled(fastmath=REORDER)
@@ -73,6 +75,21 @@ def exact_probs(
         if start <= position < stop:
             exact[position - start] = 0.0
     return exact
+
+
+@compiled()
+def goes_far(
+    logprobs: NDArray[np.float32],
+    probs: NDArray[np.float32],
+    order: NDArray[np.uint32],
+    start: int,
+    stop: int,
+) -> bool:
+    """Whether a range of the order has probabilities below ``FAR``, besides zero."""
+    found = False
+    for i in range(start, stop):
+        found |= probs[i] < FAR and logprobs[order[i]] > -math.inf
+    return found
 
 
 @compiled()
@@ -183,8 +200,10 @@ class Row:
 
     def piece(
         self, lo: int, hi: int, share: float | None = None
-    ) -> tuple[NDArray[np.float32], float]:
+    ) -> tuple[NDArray[np.floating], float]:
         """A copy of a range that has some probability, and its sum, in a scale of their own.
+
+        In float64 where float32 cannot hold what may be narrowed to later.
 
         Args:
             lo: where the range begins in the trie's order.
@@ -195,11 +214,13 @@ class Row:
             mass = float(self.probs[lo:hi].sum(dtype=np.float64))
         else:
             mass = float(share) * self.mass
-        if mass >= TINY:
-            return self.probs[lo:hi].copy(), mass
+        piece = self.probs[lo:hi].copy()
+        is_near = piece.min() >= FAR or not goes_far(self.logprobs, self.probs, self.order, lo, hi)
+        if mass >= TINY and is_near:
+            return piece, mass
         exact = self._exact(lo, hi)
-        piece = (exact / exact.max()).astype(np.float32)
-        return piece, float(piece.sum(dtype=np.float64))
+        exact /= exact.max()
+        return exact, float(exact.sum())
 
     def log_mass(self, lo: int, hi: int) -> float:
         """Log-probability that the next token is within a range of the order."""

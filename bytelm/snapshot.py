@@ -264,7 +264,7 @@ async def _reopen(
     source = state.source
     spelling = source.spelling_eos()
     rows = await gather([source.evaluate(path) for path in paths])
-    found: list[tuple[Path, float, int, kernels.F32, float]] = []
+    found: list[tuple[Path, float, int, kernels.Pieces, float]] = []
     for path, row, i in zip(paths, rows, which, strict=True):
         partial = kept.partial[len(kept.partial) - int(kept.partials[i]) :]
         node = source.trie.descend(partial)
@@ -291,7 +291,7 @@ async def _reopen(
 
 def _piece(
     trie: TokenTrie, readings: Sequence[Row], partial: bytes, node: int, mass: float
-) -> tuple[kernels.F32, float]:
+) -> tuple[kernels.Pieces, float]:
     """The piece of a row below ``node`` and its sum, cut as it was before.
 
     There are few ways to have cut it; the sum that it had tells which.
@@ -308,7 +308,7 @@ def _piece(
     return best
 
 
-def _walked(trie: TokenTrie, row: Row, partial: bytes, node: int) -> tuple[kernels.F32, float]:
+def _walked(trie: TokenTrie, row: Row, partial: bytes, node: int) -> tuple[kernels.Pieces, float]:
     """Cut below the first byte, then narrowed by each of the others, as a walk does."""
     child = trie.child(ROOT, partial[0])
     if not row.root[partial[0]] > 0.0:
@@ -325,7 +325,7 @@ def _walked(trie: TokenTrie, row: Row, partial: bytes, node: int) -> tuple[kerne
     return piece, float(moved[3][0])
 
 
-def _healed(trie: TokenTrie, row: Row, partial: bytes, node: int) -> tuple[kernels.F32, float]:
+def _healed(trie: TokenTrie, row: Row, partial: bytes, node: int) -> tuple[kernels.Pieces, float]:
     """Cut where it stands, as healing does."""
     lo, hi = trie.lo[node], trie.hi[node]
     if row.log_mass(lo, hi) == -math.inf:

@@ -7,7 +7,8 @@ The candidates of a beam are arrays of one length n, best first:
     start   int64    where the candidate's piece of its row begins in ``pieces``
     mass    float64  the sum of that piece
     pieces  float32  the pieces of all candidates: probabilities of the tokens below each node,
-                     in the trie's order, each piece in a scale of its own
+                     in the trie's order, each piece in a scale of its own; float64 where
+                     one of them needs it
 
 This module knows arrays alone.
 """
@@ -24,7 +25,7 @@ from bytelm.logprobs import SIZE
 from bytelm.trie import find_child, sum_range
 
 F64 = NDArray[np.float64]
-F32 = NDArray[np.float32]
+Pieces = NDArray[np.floating]
 I64 = NDArray[np.int64]
 I32 = NDArray[np.int32]
 U8 = NDArray[np.uint8]
@@ -51,7 +52,7 @@ def mix_children(
     node: I32,
     start: I64,
     mass: F64,
-    pieces: F32,
+    pieces: Pieces,
     lo: I32,
     hi: I32,
     first: I32,
@@ -87,7 +88,7 @@ def extensions(
     node: I32,
     start: I64,
     mass: F64,
-    pieces: F32,
+    pieces: Pieces,
     lo: I32,
     end: I32,
     order: U32,
@@ -122,13 +123,13 @@ def advance(
     node: I32,
     start: I64,
     mass: F64,
-    pieces: F32,
+    pieces: Pieces,
     lo: I32,
     hi: I32,
     first: I32,
     byte: U8,
     b: int,
-) -> tuple[float, I64, F64, I32, I64, F64, F32]:
+) -> tuple[float, I64, F64, I32, I64, F64, Pieces]:
     """Moves every candidate by byte ``b``; those that cannot are dropped.
 
     Returns:
@@ -151,7 +152,7 @@ def advance(
             kept += 1
     new_weight = np.empty(kept, np.float64)
     new_mass = np.empty(kept, np.float64)
-    new_pieces = np.empty(size, np.float32)
+    new_pieces = np.empty(size, pieces.dtype)
     alive = 0
     for k in range(kept):
         i = parent[k]

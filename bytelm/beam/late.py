@@ -46,7 +46,7 @@ class Part(NamedTuple):
     weight: float
     node: int
     mass: float
-    piece: kernels.F32
+    piece: kernels.Pieces
 
     @classmethod
     def of(cls, path: Path, weight: float, row: Row, trie: TokenTrie, node: int) -> Self | None:

@@ -85,7 +85,7 @@ class _Candidates(NamedTuple):
     node: kernels.I32
     start: kernels.I64
     mass: kernels.F64
-    pieces: kernels.F32
+    pieces: kernels.Pieces
 
     def chosen(self, which: slice | kernels.I64) -> _Candidates:
         weight, node, start, mass, pieces = self

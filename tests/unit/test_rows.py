@@ -2,11 +2,15 @@
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from bytelm.beam import BeamParams, ByteBeamState
 from bytelm.errors import BeamError, VocabError
 from bytelm.logprobs import EOS
 from bytelm.rows import RowSource
-from bytelm.testing import StubLM
+from bytelm.snapshot import Snapshot
+from bytelm.testing import BruteForce, StubLM, assert_exact
 from bytelm.vocab import ByteVocab
 
 # BOS, two EOS, a special, and words; "ab" twice.
@@ -90,6 +94,38 @@ def test_ranges_far_below_float32_keep_their_proportions():
     assert np.log(row.root[ord("a")]) == pytest.approx(-300 + np.log(2 + np.exp(-1)))
     piece, mass = row.piece(lo, hi, row.root[ord("a")])
     assert piece / mass == pytest.approx(np.array([np.exp(-1), 1, 1]) / (2 + np.exp(-1)))
+
+
+def test_what_is_far_below_float32_beside_what_is_not_keeps_its_proportions():
+    logprobs = np.log(np.array([0.1, 0.1, 0.05, 0.15, 0.3, 0.05, 0.1, 0.1, 0.05])).astype(
+        np.float32
+    )
+    logprobs[[6, 7]] = -100.0, -400.0
+    reader = source()
+    row = reader.read(logprobs)
+    node = reader.trie.descend(b"a")
+    lo, hi = reader.trie.lo[node], reader.trie.hi[node]
+    piece, mass = row.piece(lo, hi, row.root[ord("a")])
+    with np.errstate(divide="ignore"):
+        have = np.log(piece / mass)
+    assert have - have[0] == pytest.approx(
+        np.array([logprobs[4], -100.0, -400.0]) - logprobs[4], abs=1e-5
+    )
+
+
+@settings(max_examples=60)
+@given(st.integers(0, 500), st.text("abc", min_size=1, max_size=3).map(str.encode))
+async def test_a_beam_is_exact_however_sharp_the_model(seed, text):
+    vocab = ByteVocab.from_bytes(
+        [b"", b"", b"a", b"b", b"c", b"ab", b"ac", b"bc", b"abc", b"acb"],
+        bos_token_id=0,
+        eos_token_ids=[1],
+    )
+    lm = StubLM(vocab, seed, spread=40.0)
+    state = await ByteBeamState.initial(lm, BeamParams(K=None))
+    state = await state.prefill(text, mode="exact")
+    await assert_exact(state, text, BruteForce(lm.row, vocab))
+    assert (await Snapshot.of(state).restored(lm, state.params)).logZ == state.logZ
 
 
 def test_a_row_with_nothing_but_special_tokens_is_refused():
