@@ -12,6 +12,8 @@ ARGS :=
 FULL :=
 # For make bench-host: a git revision that is measured beside this version.
 AGAINST :=
+# For make bench-host: rows or engine, one of its two parts; empty: both.
+ONLY :=
 # For make soak: for how long; empty: 300.
 SECONDS :=
 # cpu or cuda; cuda where nvidia-smi works.
@@ -123,12 +125,12 @@ soak: $(INSTALLED_DEV) setup  ## Let 128 clients make all kinds of calls for 5 m
 	@.venv/bin/python -m tests.benchmarks.soak $(if $(SECONDS),--seconds $(SECONDS))
 
 .PHONY: bench-host
-bench-host: $(INSTALLED_DEV) setup  ## Measure the byte layer without a model, and others beside it (AGAINST=revision)
+bench-host: $(INSTALLED_DEV) setup  ## Measure what all but the model costs, and others beside it (AGAINST=revision, ONLY=rows|engine)
 	@$(NEED)
 	# Where the processor's own counters cannot be read, instructions are counted by valgrind.
-	perf stat -x, -e instructions:u true 2>&1 | grep -q '^[0-9]' || need valgrind
+	[ "$(ONLY)" = engine ] || perf stat -x, -e instructions:u true 2>&1 | grep -q '^[0-9]' || need valgrind
 	.venv/bin/python -m tests.benchmarks.bench_host $(if $(MODEL),--model "$(MODEL)") \
-	  $(if $(AGAINST),--against "$(AGAINST)") $(if $(TORCH_INDEX),--torch-index "$(TORCH_INDEX)")
+	  $(if $(AGAINST),--against "$(AGAINST)") $(if $(ONLY),--only "$(ONLY)") $(if $(TORCH_INDEX),--torch-index "$(TORCH_INDEX)")
 
 .PHONY: bench
 bench: $(INSTALLED_DEV) setup  ## Measure the speed against genlm-bytes and vLLM's own decoding (20 minutes)

@@ -1,7 +1,8 @@
-"""What the byte layer costs on the host, on prebuilt rows: this version beside others.
+"""What bytelm costs on the host: the byte layer on prebuilt rows, then the whole engine.
 
-Beside it: genlm-bytes in its own venv, this version's beams that defer (and are canonical), and any
-other revision (``--against``), from a checkout in a temporary folder that is removed at the end.
+The engine's part is ``bench_engine``. Of the byte layer: beside this version there are genlm-bytes
+in its own venv, this version's beams that defer (and are canonical), and any other revision
+(``--against``), from a checkout in a temporary folder that is removed at the end.
 Each walks in a process of its own on one core (``host_walks``); in every run all take turns.
 A ratio is the median of those of the runs. Writes ``results/bench_host.{json,md}``.
 
@@ -34,7 +35,7 @@ from typing import Any
 import numpy as np
 
 from bytelm import models
-from tests.benchmarks import instructions, peers
+from tests.benchmarks import bench_engine, instructions, peers
 from tests.benchmarks.instructions import Callgrind, Perf
 from tests.benchmarks.revisions import checked_out
 
@@ -271,6 +272,7 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--model", help="a model's folder or name; the default model otherwise")
     parser.add_argument("--rows", choices=["real", "random"], default="real")
     parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--only", choices=["rows", "engine"], help="one of the two parts")
     parser.add_argument("--against", help="a git revision to measure beside this version")
     parser.add_argument("--results", type=Path, default=peers.RESULTS)
     parser.add_argument("--torch-index", help="an index that has PyTorch's CPU builds")
@@ -279,6 +281,20 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error("--runs must be at least 1")
     found.against = found.against or None
     return found
+
+
+def command(given: argparse.Namespace) -> str:
+    """What repeats this run."""
+    against = f" AGAINST={given.against}" if given.against else ""
+    return f"make bench-host{against}" + (f" ONLY={given.only}" if given.only else "")
+
+
+def run_engine(given: argparse.Namespace, tree: Path | None) -> dict[str, Any]:
+    """Measures the whole engine."""
+    model = models.resolve(given.model, progress=say)
+    taking_part = bench_engine.sides(given.against, tree)
+    measured = bench_engine.measure(taking_part, model, given.runs, say)
+    return bench_engine.report(taking_part, measured, given.runs, command(given), processor())
 
 
 def run(given: argparse.Namespace, tree: Path | None) -> dict[str, Any]:
@@ -300,9 +316,8 @@ def run(given: argparse.Namespace, tree: Path | None) -> dict[str, Any]:
         if side.walker != "genlm":
             say(f"counting instructions by {counter.name}: {side.name} (2 to 4 minutes)")
             counts[side.name] = count(side, model, rows, counter)
-    against = f" AGAINST={given.against}" if given.against else ""
     return {
-        "command": f"make bench-host{against}",
+        "command": command(given),
         "model": model.name,
         "rows": given.rows,
         "processor": processor(),
@@ -326,15 +341,26 @@ def main() -> None:
         tree: Any = contextlib.nullcontext()
     else:
         tree = checked_out(peers.ROOT, given.against)
+    written = ""
     try:
         with tree as folder:
-            report = run(given, folder)
+            if given.only != "engine":
+                report = run(given, folder)
+                write(given.results / "bench_host", report, table(report))
+                written = "more "
+            if given.only != "rows":
+                report = run_engine(given, folder)
+                write(given.results / "bench_engine", report, bench_engine.table(report))
     except KeyboardInterrupt:
-        raise SystemExit("\ninterrupted; nothing was written") from None
-    given.results.mkdir(parents=True, exist_ok=True)
-    (given.results / "bench_host.json").write_text(json.dumps(report, indent=1) + "\n")
-    (given.results / "bench_host.md").write_text(table(report))
-    print(table(report))
+        raise SystemExit(f"\ninterrupted; nothing {written}was written") from None
+
+
+def write(path: Path, report: dict[str, Any], page: str) -> None:
+    """A part's results, beside those of others."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
+    path.with_suffix(".md").write_text(page)
+    print(page)
 
 
 if __name__ == "__main__":
