@@ -6,9 +6,9 @@ This module must not know tokens, tries or beams; nor how a symbol is chosen.
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterable, AsyncIterator
+from collections.abc import AsyncIterable, AsyncIterator, Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -28,6 +28,9 @@ After = TypeVar("After")
 FinishReason = Literal["steps", "stop", "eos", "length"]
 """Why there are no more bytes: as many as were asked for, a stop string, EOS, the model's limit."""
 
+Note = Callable[[LazyByteProbs, int], Any]
+"""What to keep of the unfiltered distribution that a symbol was taken from, and of the symbol."""
+
 
 class Piece(NamedTuple, Generic[After]):
     """Some bytes of a generation that are final.
@@ -39,12 +42,14 @@ class Piece(NamedTuple, Generic[After]):
         state: the state after these bytes; after EOS, the one before it, and so after the last
             byte where none was wanted. None where tokens were drawn, see ``bytelm.token_sampling``.
         finish_reason: None in all pieces but the last.
+        notes: what was kept for each byte, and for EOS where it ended them; see ``Note``.
     """
 
     data: bytes
     logprob: float | None
     state: After
     finish_reason: FinishReason | None
+    notes: tuple[Any, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -55,12 +60,14 @@ class Generated(Generic[After]):
     logprob: float | None
     state: After
     finish_reason: FinishReason
+    notes: tuple[Any, ...] = ()
 
 
 class _Step(NamedTuple, Generic[S]):
     byte: int
     logprob: float
     state: S
+    notes: tuple[Any, ...]
 
 
 async def generate(
@@ -71,6 +78,7 @@ async def generate(
     stop: Stop = (),
     valid_utf8: bool = False,
     logprobs: bool = False,
+    note: Note | None = None,
     onward: bool = True,
 ) -> AsyncIterator[Piece[S]]:
     """Bytes after ``state``, one after another, in pieces as they become final.
@@ -92,6 +100,7 @@ async def generate(
             completed; a context that ends in invalid bytes counts as whole. Where no character
             that is likely at all fits into the last three bytes, they are left unused.
         logprobs: sum the log-probabilities.
+        note: gives what to keep of each step, beside the bytes.
         onward: whether anything comes after the last byte; else it is not consumed, which may take
             evaluations, and the last state is the one before it.
 
@@ -111,6 +120,7 @@ async def generate(
     held: list[_Step[S]] = []
     stop_node = stop_begun = char_begun = 0
     logprob_of_eos = 0.0
+    of_eos: tuple[Any, ...] = ()
 
     for left in range(steps, 0, -1):
         if state.at_limit:
@@ -124,9 +134,11 @@ async def generate(
         b = choose(q)
         if valid_utf8 and not q.ps[b] > -math.inf:
             raise DrawError(f"the draw chose {b!r}, which valid_utf8 does not allow here")
+        noted = () if note is None else (note(whole, b),)
         if b == EOS:
             finish = "eos"
             logprob_of_eos = float(whole.ps[EOS])
+            of_eos = noted
             break
         if left > 1 or onward:
             kept = state.prune()
@@ -139,7 +151,7 @@ async def generate(
                 finish = "length"
                 del held[len(held) - char_begun :]
                 break
-        held.append(_Step(b, whole.ps[b], state))
+        held.append(_Step(b, whole.ps[b], state, noted))
         if stops:
             stop_node = stops.follow(stop_node, b)
             if stops.ended[stop_node]:
@@ -159,25 +171,27 @@ async def generate(
     last = _piece(held, held[-1].state if held else given, logprobs)
     if last.logprob is not None:
         last = last._replace(logprob=last.logprob + logprob_of_eos)
-    yield last._replace(finish_reason=finish)
+    yield last._replace(finish_reason=finish, notes=last.notes + of_eos)
 
 
 async def collect(pieces: AsyncIterable[Piece[After]]) -> Generated[After]:
     """All pieces of a generation as one."""
     data = bytearray()
     logprob = 0.0
+    notes: list[Any] = []
     async for piece in pieces:
         data += piece.data
         logprob += piece.logprob or 0.0
+        notes += piece.notes
     total = None if piece.logprob is None else logprob
     assert piece.finish_reason is not None
-    return Generated(bytes(data), total, piece.state, piece.finish_reason)
+    return Generated(bytes(data), total, piece.state, piece.finish_reason, tuple(notes))
 
 
 def _piece(steps: list[_Step[S]], state: S, logprobs: bool) -> Piece[S]:
     data = bytes([step.byte for step in steps])
     logprob = float(sum(step.logprob for step in steps)) if logprobs else None
-    return Piece(data, logprob, state, None)
+    return Piece(data, logprob, state, None, tuple(n for step in steps for n in step.notes))
 
 
 def _masked(q: LazyByteProbs, text: int, left: int) -> LazyByteProbs | None:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,8 @@ from numpy.typing import NDArray
 from bytelm.byte_lm import StatefulByteLM
 from bytelm.errors import ContextTooLong, InputError
 from bytelm.logprobs import EOS, LazyByteProbs, checked_bytes
+
+S = TypeVar("S", bound=StatefulByteLM)
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,11 +77,13 @@ async def score(
 
 
 async def score_all(
-    state: StatefulByteLM,
+    state: S,
     continuations: Sequence[bytes],
     *,
     eos: bool = False,
     concurrency: int = 32,
+    seen: Callable[[int, LazyByteProbs], None] | None = None,
+    onward: Callable[[int, S], Coroutine[Any, Any, None]] | None = None,
 ) -> list[Score]:
     """How likely each of several continuations is after ``state``, concurrently.
 
@@ -89,6 +94,9 @@ async def score_all(
         continuations: the bytes to score.
         eos: score the end of the text after each, too.
         concurrency: how many states are asked at the same time at most.
+        seen: told of each distribution that a score was read from, in order: which continuation's.
+        onward: what to do with the state behind a continuation, while others are still scored;
+            not asked about one that has probability 0.
 
     Returns:
         A Score for each, in order.
@@ -101,7 +109,7 @@ async def score_all(
     texts = [checked_bytes(continuation) for continuation in continuations]
     for text in texts:
         await state.check_room(text)
-    scoring = _Scoring(texts, eos, concurrency)
+    scoring = _Scoring(texts, eos, concurrency, seen, onward)
     try:
         async with asyncio.TaskGroup() as group:
             await scoring.walk(group, state, range(len(continuations)), 0)
@@ -113,7 +121,7 @@ async def score_all(
     ]
 
 
-class _Scoring:
+class _Scoring(Generic[S]):
     """Walks the tree that the continuations form; each branch has a task.
 
     Attributes:
@@ -122,19 +130,27 @@ class _Scoring:
         ends: of EOS after each.
     """
 
-    def __init__(self, continuations: Sequence[bytes], eos: bool, concurrency: int) -> None:
+    def __init__(
+        self,
+        continuations: Sequence[bytes],
+        eos: bool,
+        concurrency: int,
+        seen: Callable[[int, LazyByteProbs], None] | None,
+        onward: Callable[[int, S], Coroutine[Any, Any, None]] | None,
+    ) -> None:
         self.continuations = continuations
         self.logprobs = [np.full(len(c), -math.inf) for c in continuations]
         self.ends = np.full(len(continuations), -math.inf)
         self._eos = eos
+        self._seen = seen
+        self._onward = onward
         self._turn = asyncio.Semaphore(concurrency)
 
     async def walk(
-        self, group: asyncio.TaskGroup, state: StatefulByteLM, which: Sequence[int], depth: int
+        self, group: asyncio.TaskGroup, state: S, which: Sequence[int], depth: int
     ) -> None:
         """Scores continuations that agree in their first ``depth`` bytes, which ``state`` has."""
-        which = [i for i in which if self._wants(i, depth)]
-        while which:
+        while which := self._going_on(group, state, which, depth):
             async with self._turn:
                 if state.at_limit:
                     raise ContextTooLong(
@@ -154,7 +170,7 @@ class _Scoring:
     async def _enter(
         self,
         group: asyncio.TaskGroup,
-        state: StatefulByteLM,
+        state: S,
         b: int,
         which: Sequence[int],
         depth: int,
@@ -163,16 +179,28 @@ class _Scoring:
             state = await state.advanced(b)
         await self.walk(group, state, which, depth)
 
+    def _going_on(
+        self, group: asyncio.TaskGroup, state: S, which: Sequence[int], depth: int
+    ) -> list[int]:
+        """Those that need the distribution of this state; of the others some end here."""
+        if self._onward is not None:
+            for i in which:
+                if depth == len(self.continuations[i]):
+                    group.create_task(self._onward(i, state))
+        return [i for i in which if self._wants(i, depth)]
+
     def _read(self, q: LazyByteProbs, which: Sequence[int], depth: int) -> dict[int, list[int]]:
         """Notes the next log-probability of each; those that need one after it, by their byte."""
         branches: dict[int, list[int]] = {}
         for i in which:
+            if self._seen is not None:
+                self._seen(i, q)
             if depth == len(self.continuations[i]):
                 self.ends[i] = q.ps[EOS]
                 continue
             b = self.continuations[i][depth]
             self.logprobs[i][depth] = q.ps[b]
-            if q.ps[b] > -math.inf and self._wants(i, depth + 1):
+            if q.ps[b] > -math.inf and (self._onward or self._wants(i, depth + 1)):
                 branches.setdefault(b, []).append(i)
         return branches
 

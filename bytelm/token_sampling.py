@@ -27,7 +27,7 @@ from bytelm.beam import ByteBeamState
 from bytelm.byte_lm import StatefulByteLM
 from bytelm.draws import Draw, chooser
 from bytelm.errors import InputError, MethodError
-from bytelm.generation import FinishReason, Piece, generate
+from bytelm.generation import FinishReason, Note, Piece, generate
 from bytelm.logprobs import Chart
 from bytelm.stop_strings import Stop, StopStrings
 from bytelm.token_lm import AsyncTokenLM, GeneratingTokenLM
@@ -105,6 +105,7 @@ def sample(
     stop: Stop = (),
     valid_utf8: bool = False,
     logprobs: bool = False,
+    note: Note | None = None,
     onward: bool = True,
 ) -> AsyncIterator[Piece[S]] | AsyncIterator[Piece[None]]:
     """A text drawn after ``state``, by tokens or by bytes, in pieces as they become final.
@@ -117,6 +118,7 @@ def sample(
         stop: see ``generate``; so are the others.
         valid_utf8: not by tokens.
         logprobs: not by tokens.
+        note: not by tokens.
         onward: no matter by tokens.
 
     Raises:
@@ -124,7 +126,8 @@ def sample(
         MethodError: when ``"token"`` is wanted but not possible.
     """
     lm = state.source.lm if isinstance(state, ByteBeamState) else None
-    tokens = by_tokens(method, lm, draw, valid_utf8=valid_utf8, logprobs=logprobs)
+    told = logprobs or note is not None
+    tokens = by_tokens(method, lm, draw, valid_utf8=valid_utf8, logprobs=told)
     if tokens and isinstance(state, ByteBeamState) and not state.has_room_for(steps):
         if method == "token":
             raise MethodError(
@@ -137,8 +140,8 @@ def sample(
         assert isinstance(state, ByteBeamState)
         assert isinstance(draw, Draw)
         return sample_tokens(state, steps, draw, stop=stop)
-    how: dict[str, Any] = {"valid_utf8": valid_utf8, "logprobs": logprobs, "onward": onward}
-    return generate(state, steps, chooser(draw), stop=stop, **how)
+    how: dict[str, Any] = {"valid_utf8": valid_utf8, "logprobs": logprobs, "note": note}
+    return generate(state, steps, chooser(draw), stop=stop, onward=onward, **how)
 
 
 async def sample_tokens(

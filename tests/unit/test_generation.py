@@ -406,3 +406,29 @@ async def test_nothing_is_generated_after_eos():
     ended = await ((await beam_after(b"ab", TOY)) << EOS)
     with pytest.raises(Terminated):
         await collect(generate(ended, 3, greedy))
+
+
+@slow
+@given(st.text("abc", max_size=6).map(str.encode), stop_strings, st.integers(0, 8))
+async def test_a_note_is_kept_for_each_byte_that_is_given(text, stop, steps):
+    def note(q, symbol):
+        return symbol, q.ps[symbol]
+
+    pieces = [p async for p in generate(Recital(text), steps, greedy, stop=stop, note=note)]
+    for piece in pieces[:-1]:
+        assert bytes(symbol for symbol, _ in piece.notes) == piece.data
+    made = await collect(generate(Recital(text), steps, greedy, stop=stop, note=note))
+    assert made.notes == tuple(n for piece in pieces for n in piece.notes)
+    ends = [EOS] if made.finish_reason == "eos" else []
+    assert made.notes == tuple((symbol, math.log(0.5)) for symbol in [*made.data, *ends])
+
+
+async def test_a_note_is_of_what_no_mask_changed():
+    class Odd(Recital):
+        async def logp_next(self) -> LazyByteProbs:
+            ps = np.full(SIZE, -np.inf)
+            ps[[0xFF, ord("a")]] = np.log([0.75, 0.25])
+            return LazyByteProbs(ps)
+
+    pieces = generate(Odd(b"a"), 1, greedy, valid_utf8=True, note=lambda q, b: q.ps[b])
+    assert (await collect(pieces)).notes == (math.log(0.25),)

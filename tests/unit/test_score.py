@@ -149,3 +149,29 @@ async def test_wrong_input_is_refused():
         await score_all(state, [b"a"], concurrency=0)
     with pytest.raises(Terminated):
         await score(await (state << EOS), b"a")
+
+
+@slow
+@given(texts, st.lists(texts, min_size=1, max_size=5), beams, st.booleans())
+async def test_what_a_score_was_read_from_is_told_and_gone_on_from(context, several, params, eos):
+    state = await after(context, params)
+    seen: list[list[float]] = [[] for _ in several]
+    reached = {}
+
+    async def onward(i, there):
+        reached[i] = there.context, (await there.logp_next())[EOS]
+
+    def see(i, q):
+        at = len(seen[i])
+        seen[i].append(q[several[i][at] if at < len(several[i]) else EOS])
+
+    scores = await score_all(state, several, eos=eos, seen=see, onward=onward)
+    for i, (text, have) in enumerate(zip(several, scores, strict=True)):
+        wanted = [*have.logprobs, *([have.eos] if eos else [])]
+        length = len(wanted) if have.logprob > -math.inf else len(seen[i])
+        assert seen[i] == wanted[:length]
+        if math.fsum(have.logprobs) == -math.inf:
+            assert seen[i][-1] == -math.inf
+            assert i not in reached
+        else:
+            assert reached[i] == (context + text, (await chain(state, text))[1])
