@@ -18,6 +18,7 @@ from bytelm_server.intake import BodyLimit
 from bytelm_server.keys import Keys
 from bytelm_server.metrics import Metrics
 from bytelm_server.observing import Observing
+from bytelm_server.openai.routes import router as openai_router
 from bytelm_server.routes import public, router
 from bytelm_server.session_routes import router as session_router
 from bytelm_server.sessions.service import Sessions
@@ -118,6 +119,7 @@ def create_app(
     needs_key = [Security(_BEARER)] if keys.required else []
     app.include_router(router, dependencies=needs_key)
     app.include_router(session_router, dependencies=needs_key)
+    app.include_router(openai_router, dependencies=needs_key)
     documentation.install(app)
     errors.install(app)
     app.add_exception_handler(ClientGone, _nobody_reads)

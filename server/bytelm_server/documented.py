@@ -113,6 +113,16 @@ FAILURES: Responses = {
     ),
 }
 """Of calls that take the model."""
+NO_SUCH_MODEL: Responses = {
+    404: _error(
+        "The call names a model that this server does not have.",
+        "not_found",
+        "model_not_found",
+        "there is no model 'gpt-4' here: use 'SmolLM2-135M-Instruct', or 'default'",
+        "model",
+    )
+}
+"""Of calls that name a model."""
 
 
 def _of_components(kind: Any) -> dict[str, Any]:
@@ -131,6 +141,28 @@ def with_stream(answer: dict[str, Any], event: Any) -> dict[str, Any]:
         '"evaluations":5,"tokens_computed":38,"tokens_cached":0}}\n\n'
         "data: [DONE]\n\n"
     )
+    about = (
+        "With `stream`: server-sent events. Each has the bytes that follow those of the last one "
+        "with its index and sample; `text` holds incomplete characters back. A text's last event "
+        "has its `finish_reason`, the stream's last one `usage`; an error on the way is an event "
+        "with `error`; `[DONE]` comes at the end. Where nothing happens for a while, there are "
+        "comments (`: ping`)."
+    )
+    return _with_events(answer, event, example, about)
+
+
+def with_chunks(answer: dict[str, Any], chunk: Any, example: str) -> dict[str, Any]:
+    """The description of an answer in OpenAI's shape that also comes in chunks."""
+    about = (
+        "With `stream`: server-sent events. Each has the text that follows that of the last one "
+        "with its choice's index, a character when all its bytes are there. A choice's last chunk "
+        "has its `finish_reason`; an error on the way is an event with `error`; `[DONE]` comes at "
+        "the end. Where nothing happens for a while, there are comments (`: ping`)."
+    )
+    return _with_events(answer, chunk, example, about)
+
+
+def _with_events(answer: dict[str, Any], event: Any, example: str, about: str) -> dict[str, Any]:
     data = {
         "type": "string",
         "anyOf": [
@@ -147,11 +179,7 @@ def with_stream(answer: dict[str, Any], event: Any) -> dict[str, Any]:
             "type": "object",
             "properties": {"data": data},
             "required": ["data"],
-            "description": "With `stream`: server-sent events. Each has the bytes that follow "
-            "those of the last one with its index and sample; `text` holds incomplete characters "
-            "back. A text's last event has its `finish_reason`, the stream's last one `usage`; an "
-            "error on the way is an event with `error`; `[DONE]` comes at the end. Where nothing "
-            "happens for a while, there are comments (`: ping`).",
+            "description": about,
         },
         "example": example,
     }

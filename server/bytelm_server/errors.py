@@ -50,7 +50,7 @@ ERRORS: dict[tuple[str, int], tuple[str, ...]] = {
     ("invalid_request", 413): ("body_too_large",),
     ("invalid_request", 415): ("unsupported_media_type",),
     ("invalid_request", 431): ("headers_too_large",),
-    ("not_found", 404): ("not_found", "session_not_found"),
+    ("not_found", 404): ("not_found", "session_not_found", "model_not_found"),
     ("method_not_allowed", 405): ("method_not_allowed",),
     ("unauthorized", 401): ("missing_key", "unknown_key"),
     ("forbidden", 403): ("host_not_allowed", "origin_not_allowed"),

@@ -75,11 +75,11 @@ class Limits:
             message = f"one call scores at most {most} continuations, not {count}"
             raise LimitExceeded(message, "continuations")
 
-    def check_contexts(self, count: int) -> None:
-        """How many contexts a call may have."""
+    def check_contexts(self, count: int, name: str = "contexts") -> None:
+        """How many contexts a call may have, in a field of this name."""
         most = self.settings.max_contexts
         if count > most:
-            raise LimitExceeded(f"one call takes at most {most} contexts, not {count}", "contexts")
+            raise LimitExceeded(f"one call takes at most {most} contexts, not {count}", name)
 
     def check_rows(self, rows: int, width: int) -> None:
         """How many log-probabilities an answer in JSON may have."""
@@ -109,30 +109,33 @@ class Limits:
                 f"at most {most} bytes are followed one by one here, not {length}: use prefill fast"
             )
 
-    def check_generation(self, contexts: int, n: int, steps: int) -> None:
-        """How much a call may generate."""
+    def check_generation(
+        self, contexts: int, n: int, steps: int, names: tuple[str, str] = ("contexts", "steps")
+    ) -> None:
+        """How much a call may generate, in the fields that have contexts and steps."""
+        of_contexts, of_steps = names
         one, texts, total = (
             self.settings.max_steps,
             self.settings.max_results,
             self.settings.max_total_steps,
         )
         if steps > one:
-            raise LimitExceeded(f"steps can be at most {one} here, not {steps}", "steps")
+            raise LimitExceeded(f"{of_steps} can be at most {one} here, not {steps}", of_steps)
         if contexts * n > texts:
             message = f"one call gives at most {texts} results, not {contexts} × {n}"
-            raise LimitExceeded(message, "n" if n > 1 else "contexts")
+            raise LimitExceeded(message, "n" if n > 1 else of_contexts)
         if contexts * n * steps > total:
             raise LimitExceeded(
                 f"one call generates at most {total} bytes in all, not {contexts} × {n} × {steps}",
-                "steps",
+                of_steps,
             )
 
-    def check_scoring(self, lengths: list[int]) -> None:
-        """How many bytes a call may score."""
+    def check_scoring(self, lengths: list[int], name: str = "continuations") -> None:
+        """How many bytes a call may score, in a field of this name."""
         total = self.settings.max_total_steps
         if sum(lengths) > total:
             message = f"one call scores at most {total} bytes in all, not {sum(lengths)}"
-            raise LimitExceeded(message, "continuations")
+            raise LimitExceeded(message, name)
 
     def check_context(self, context: Context, prefill: str = "fast") -> None:
         """How long a context may be, whatever model there is."""

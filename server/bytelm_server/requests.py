@@ -177,10 +177,9 @@ def _stop_string(value: BytesIn) -> BytesIn:
     return value
 
 
-class Generation(Body):
-    """What every call takes that generates."""
+class Stopping(Body):
+    """What every call takes whose texts may end early."""
 
-    steps: int = Field(ge=1, description="The most bytes to generate.")
     stop: Annotated[
         Annotated[
             list[Annotated[BytesIn, AfterValidator(_stop_string)]],
@@ -193,12 +192,6 @@ class Generation(Body):
         description=f"A string that ends the text where it is complete, or up to {MOST_STOPS} of "
         "them; they are not returned.",
     )
-    logprobs: bool = Field(False, description="Also give the log-probability of what is returned.")
-    stream: bool = Field(
-        False,
-        description="Answer with server-sent events: bytes as they come, instead of all at the "
-        "end.",
-    )
 
     @property
     def stops(self) -> list[bytes]:
@@ -209,6 +202,18 @@ class Generation(Body):
     def automaton(self) -> StopStrings:
         """What finds them, for all texts of the call."""
         return StopStrings(self.stops)
+
+
+class Generation(Stopping):
+    """What every call takes that generates."""
+
+    steps: int = Field(ge=1, description="The most bytes to generate.")
+    logprobs: bool = Field(False, description="Also give the log-probability of what is returned.")
+    stream: bool = Field(
+        False,
+        description="Answer with server-sent events: bytes as they come, instead of all at the "
+        "end.",
+    )
 
 
 class Drawing(Generation):

@@ -7,7 +7,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,13 +35,23 @@ from bytelm_server.counting import CountingLM, counting, usage_of
 from bytelm_server.errors import FieldError, item_detail
 from bytelm_server.limits import Limits
 from bytelm_server.shares import Shares
-from bytelm_server.streams import Channel, Events, Text
+from bytelm_server.streams import Channel, Events, Made, TextEvents
 from bytelm_server.vocabulary import VocabBody
 
 T = TypeVar("T")
 
 
-Work = Callable[["_Run", ByteBeamState, int], Coroutine[Any, Any, list[Any]]]
+class Telling(Protocol):
+    """Makes events of one text."""
+
+    def event(self, piece: Made) -> Mapping[str, Any] | None:
+        """The event of the next piece; None where there is nothing to tell yet."""
+
+
+TextOf = Callable[[int, int], Telling]
+"""From the place of a context in the call, and of a sample among its own, to who tells of it."""
+
+Work = Callable[["Run", ByteBeamState, int], Coroutine[Any, Any, list[Any]]]
 """From one context's state and its place in the call to its results."""
 
 
@@ -130,25 +140,25 @@ class ByteService:
         self.limits.check_contexts(call.count)
         self.limits.check_rows(call.count, call.top or 256)
 
-        async def work(run: _Run, state: ByteBeamState, index: int) -> list[Any]:
+        async def work(run: Run, state: ByteBeamState, index: int) -> list[Any]:
             async with run.turn:
                 return [next_bytes((await state.logp_next()).ps, call.top)]
 
-        return await self._for_each_context(await self._run(call, cache_salt), call, work)
+        return await self._for_each_context(await self.run(call, cache_salt), call, work)
 
     async def greedy(
         self, call: requests.GreedyCall, cache_salt: str | None = None
     ) -> answers.Answer[Any]:
         """The most probable bytes after each context."""
         work = self._greedy(call)
-        return await self._for_each_context(await self._run(call, cache_salt), call, work)
+        return await self._for_each_context(await self.run(call, cache_salt), call, work)
 
     async def greedy_events(
         self, call: requests.GreedyCall, cache_salt: str | None = None
     ) -> Events:
         """The same as they come: ``answers.Event`` and ``answers.ErrorEvent``."""
         work = self._greedy(call)
-        run = await self._run(call, cache_salt)
+        run = await self.run(call, cache_salt)
         async with aclosing(
             run.events(self._for_each_context(run, call, work), call.count)
         ) as events:
@@ -160,14 +170,14 @@ class ByteService:
     ) -> answers.Answer[Any]:
         """``n`` texts drawn after each context; the draws depend on the seed and the places."""
         work = self._sample(call)
-        return await self._for_each_context(await self._run(call, cache_salt), call, work, call.n)
+        return await self._for_each_context(await self.run(call, cache_salt), call, work, call.n)
 
     async def sample_events(
         self, call: requests.SampleCall, cache_salt: str | None = None
     ) -> Events:
         """The same as they come: ``answers.Event`` and ``answers.ErrorEvent``."""
         work, n = self._sample(call), call.n
-        run = await self._run(call, cache_salt)
+        run = await self.run(call, cache_salt)
         whole = self._for_each_context(run, call, work, n)
         async with aclosing(run.events(whole, call.count * n)) as events:
             async for event in events:
@@ -176,7 +186,7 @@ class ByteService:
     def _greedy(self, call: requests.GreedyCall) -> Work:
         self.limits.check_generation(call.count, 1, call.steps)
 
-        async def work(run: _Run, state: ByteBeamState, index: int) -> list[Any]:
+        async def work(run: Run, state: ByteBeamState, index: int) -> list[Any]:
             pieces = generate(
                 state,
                 call.steps,
@@ -199,7 +209,7 @@ class ByteService:
             raise FieldError(str(error), error.option) from error
         is_only_one = call.context is not None and call.n == 1
 
-        async def work(run: _Run, state: ByteBeamState, index: int) -> list[Any]:
+        async def work(run: Run, state: ByteBeamState, index: int) -> list[Any]:
             async def one(place: int) -> answers.Sample | answers.ItemError:
                 own = draw.spawn(index, place)
                 try:
@@ -233,7 +243,7 @@ class ByteService:
         cache_salt: str | None = None,
     ) -> tuple[ByteBeamState, CountingLM, int]:
         """The state after a context, the model as it was used for that, and the context's bytes."""
-        run = await self._run(call, cache_salt)
+        run = await self.run(call, cache_salt)
         run.keep_at_most(max_context_length)
         return await run.begun(context, "context"), run.lm, run.lm.bytes_in
 
@@ -246,7 +256,7 @@ class ByteService:
         self.limits.check_scoring([len(text) for text in good])
         if call.per_byte:
             self.limits.check_values(sum(map(len, good)), "per_byte")
-        run = await self._run(call, cache_salt)
+        run = await self.run(call, cache_salt)
         scores = await self._scored(run, call, good)
         found = iter(scores)
         results: list[answers.Score | answers.ItemError] = []
@@ -259,7 +269,7 @@ class ByteService:
         return run.answer(results)
 
     async def _scored(
-        self, run: "_Run", call: requests.ScoreCall, texts: Sequence[bytes]
+        self, run: "Run", call: requests.ScoreCall, texts: Sequence[bytes]
     ) -> list[Score | InputError]:
         """The scores of continuations, or what is wrong with each."""
         finder, most = TrunkFinder.of(self.lm.vocab), self.lm.max_context_tokens
@@ -294,7 +304,7 @@ class ByteService:
         return [outcomes[i] for i in range(len(texts))]
 
     async def _for_each_context(
-        self, run: "_Run", call: requests.ContextCall, work: Work, n: int | None = None
+        self, run: "Run", call: requests.ContextCall, work: Work, n: int | None = None
     ) -> answers.Answer[Any]:
         """The results of ``work`` on every context of a call, each context's ``n`` side by side."""
         self.limits.check_contexts(call.count)
@@ -319,7 +329,7 @@ class ByteService:
             results = await concurrently(one_of_several(item, index) for index, item in items)
         return run.answer([result for each in results for result in each])
 
-    async def _run(self, call: requests.BeamCall, cache_salt: str | None) -> "_Run":
+    async def run(self, call: requests.BeamCall, cache_salt: str | None) -> "Run":
         """Raises what is wrong with the beam before anything else is looked at."""
         params = self.limits.beam_params(call.beam)
         if params.special_tokens == "literal":
@@ -328,10 +338,10 @@ class ByteService:
             RowSource(self.lm, params.eos_byte_strings, params.special_tokens == "literal")
         except BeamError as error:
             raise FieldError(str(error), "beam.eos_tokens") from error
-        return _Run(self, params, call.prefill, cache_salt)
+        return Run(self, params, call.prefill, cache_salt)
 
 
-class _Run:
+class Run:
     """One call at work.
 
     Attributes:
@@ -365,9 +375,17 @@ class _Run:
         if tokens is not None:
             self._params = replace(self._params, max_context_length=tokens)
 
-    def events(self, work: Coroutine[Any, Any, Any], results: int) -> Events:
-        """What ``work`` generates in this run, so many texts, as it comes."""
-        self._told = _Told(self, results)
+    def events(
+        self, work: Coroutine[Any, Any, Any], results: int, text_of: TextOf = TextEvents
+    ) -> Events:
+        """What ``work`` generates in this run, so many texts, as it comes.
+
+        Args:
+            work: generates them, by ``generated``.
+            results: how many there will be.
+            text_of: tells of a text, by its context and sample.
+        """
+        self._told = _Told(self, results, text_of)
         return self._told.channel.of(work)
 
     async def generated(
@@ -421,35 +439,34 @@ class _Told:
     Args:
         run: the run.
         results: how many texts there will be; the last event of the last one has the usage.
+        text_of: tells of each.
     """
 
-    def __init__(self, run: _Run, results: int) -> None:
+    def __init__(self, run: Run, results: int, text_of: TextOf) -> None:
         self.channel = Channel()
         self._run = run
         self._left = results
+        self._text_of = text_of
 
     async def passing(
         self, pieces: AsyncIterator[Piece[Any]], index: int, sample: int
     ) -> AsyncIterator[Piece[Any]]:
         """The pieces of one text, each of which has been told."""
-        text, logprob = Text(), 0.0
+        text = self._text_of(index, sample)
         async for piece in pieces:
-            last = piece.finish_reason is not None
-            logprob += piece.logprob or 0.0
-            event = answers.Event(index=index, sample=sample, bytes=text.out(piece.data, last=last))
-            if piece.finish_reason is None:
-                await self.channel.put(event)
-            else:
-                event["logprob"] = None if piece.logprob is None else logprob
-                event["finish_reason"] = piece.finish_reason
+            event = text.event(piece)
+            if piece.finish_reason is not None:
+                assert event is not None
                 await self.last_of_one(event)
+            elif event is not None:
+                await self.channel.put(event)
             yield piece
 
-    async def last_of_one(self, event: answers.Event | answers.ErrorEvent) -> None:
+    async def last_of_one(self, event: Mapping[str, Any]) -> None:
         """Tell the last event of one text."""
         self._left -= 1
         if not self._left:
-            event["usage"] = usage_of(self._run.lm)
+            event = {**event, "usage": usage_of(self._run.lm)}
         await self.channel.put(event)
 
 

@@ -19,7 +19,7 @@ import codecs
 import logging
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from contextlib import aclosing
-from typing import Any
+from typing import Any, Protocol
 
 import orjson
 from fastapi.sse import EventSourceResponse
@@ -64,6 +64,41 @@ class Text:
             except UnicodeDecodeError:
                 self._is_text = False
         return BytesOut(text=text, base64=base64.b64encode(data).decode("ascii"))
+
+
+class Made(Protocol):
+    """Some bytes of a text, or all of them."""
+
+    @property
+    def data(self) -> bytes:
+        """The bytes."""
+
+    @property
+    def logprob(self) -> float | None:
+        """Their log-probability, where it is known."""
+
+    @property
+    def finish_reason(self) -> str | None:
+        """Why there are no more; None where there are."""
+
+
+class TextEvents:
+    """One text of a call as events: of which context, and which of its samples."""
+
+    def __init__(self, index: int, sample: int) -> None:
+        self._place = {"index": index, "sample": sample}
+        self._text = Text()
+        self._logprob = 0.0
+
+    def event(self, piece: Made) -> dict[str, Any]:
+        """The next piece."""
+        last = piece.finish_reason is not None
+        self._logprob += piece.logprob or 0.0
+        event: dict[str, Any] = {**self._place, "bytes": self._text.out(piece.data, last=last)}
+        if last:
+            event["logprob"] = None if piece.logprob is None else self._logprob
+            event["finish_reason"] = piece.finish_reason
+        return event
 
 
 def encoded(event: Mapping[str, Any]) -> bytes:

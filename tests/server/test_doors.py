@@ -105,24 +105,31 @@ def test_a_new_key_opens_and_a_revoked_one_does_not(
     assert code_of(locked.get("/v1/models", headers=bearer(secret))) == (401, "unknown_key")
 
 
+CONTEXT = {"context": "hello"}
+
+
 @pytest.mark.parametrize(
-    ("path", "more"),
+    ("path", "body"),
     [
-        ("/v1/next_bytes", {}),
-        ("/v1/greedy", {"steps": 3}),
-        ("/v1/greedy", {"steps": 3, "stream": True}),
-        ("/v1/sample", {"steps": 3}),
-        ("/v1/sample", {"steps": 3, "method": "byte"}),
-        ("/v1/score", {"continuations": ["a"]}),
-        ("/v1/sessions", {}),
+        ("/v1/next_bytes", CONTEXT),
+        ("/v1/greedy", {**CONTEXT, "steps": 3}),
+        ("/v1/greedy", {**CONTEXT, "steps": 3, "stream": True}),
+        ("/v1/sample", {**CONTEXT, "steps": 3}),
+        ("/v1/sample", {**CONTEXT, "steps": 3, "method": "byte"}),
+        ("/v1/score", {**CONTEXT, "continuations": ["a"]}),
+        ("/v1/sessions", CONTEXT),
+        ("/v1/completions", {"prompt": "hello"}),
+        ("/v1/completions", {"prompt": "hello", "stream": True}),
+        ("/v1/completions", {"prompt": "hello", "echo": True, "logprobs": 0, "max_tokens": 0}),
     ],
 )
 def test_each_key_has_its_own_cache(
-    locked: httpx.Client, key_file: KeyFile, path: str, more: dict[str, Any]
+    locked: httpx.Client, key_file: KeyFile, path: str, body: dict[str, Any]
 ) -> None:
+    assert code_of(locked.post(path, json=body)) == (401, "missing_key")
     key, secret = key_file.create("Carol")
     before = set(locked.get("/test/salts", headers=bearer(secret)).json())
-    answer = locked.post(path, json={"context": "hello", **more}, headers=bearer(secret))
+    answer = locked.post(path, json=body, headers=bearer(secret))
     assert answer.status_code == 200
     after = set(locked.get("/test/salts", headers=bearer(secret)).json())
     assert after - before == {key.id}

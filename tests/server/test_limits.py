@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import httpx
 import pytest
@@ -77,9 +78,21 @@ async def evaluations(http: httpx.AsyncClient) -> int:
     return count
 
 
-async def test_a_call_past_its_deadline_is_stopped(hasty: httpx.AsyncClient) -> None:
-    body = {"contexts": [f"{i} " for i in range(8)], "steps": 64}
-    answer = await hasty.post("/v1/greedy", json=body)
+SEVERAL = [f"{i} " for i in range(8)]
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/greedy", {"contexts": SEVERAL, "steps": 64}),
+        ("/v1/completions", {"prompt": SEVERAL, "max_tokens": 64, "temperature": 0}),
+        ("/v1/completions", {"prompt": "a" * 99, "echo": True, "logprobs": 0}),
+    ],
+)
+async def test_a_call_past_its_deadline_is_stopped(
+    hasty: httpx.AsyncClient, path: str, body: dict[str, Any]
+) -> None:
+    answer = await hasty.post(path, json=body)
     assert answer.status_code == 504
     assert answer.json()["error"]["code"] == "deadline_passed"
     after = await evaluations(hasty)
@@ -95,9 +108,17 @@ async def test_waiting_counts_towards_the_deadline(hasty: httpx.AsyncClient) -> 
     assert [answer.status_code for answer in answers] == [504] * 3
 
 
-async def test_a_stream_past_its_deadline_ends_with_an_error(hasty: httpx.AsyncClient) -> None:
-    body = {"context": "a", "steps": 64, "stream": True}
-    answer = await hasty.post("/v1/greedy", json=body)
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/greedy", {"context": "a", "steps": 64}),
+        ("/v1/completions", {"prompt": "a", "max_tokens": 64, "temperature": 0}),
+    ],
+)
+async def test_a_stream_past_its_deadline_ends_with_an_error(
+    hasty: httpx.AsyncClient, path: str, body: dict[str, Any]
+) -> None:
+    answer = await hasty.post(path, json={**body, "stream": True})
     *events, error, done = [line for line in answer.text.splitlines() if line]
     assert len(events) >= 2
     assert '"deadline_passed"' in error

@@ -94,6 +94,26 @@ def test_streams_are_as_described(
     if kind is not None:
         session = http.post("/v1/sessions", json={"kind": kind, "context": "hello"}).json()["id"]
         path, url = f"/v1/sessions/{{session_id}}/{call}", f"/v1/sessions/{session}/{call}"
+    assert_described(http, document, path, url, body)
+
+
+COMPLETIONS: list[dict[str, Any]] = [
+    {"prompt": "hello", "max_tokens": 9, "stop": ["e"]},
+    {"prompt": [[256, 104], [0xC3]], "echo": True, "logprobs": 2, "n": 2},
+    {"prompt": "a", "stream_options": {"include_usage": True}},
+]
+
+
+@pytest.mark.parametrize("body", COMPLETIONS)
+def test_chunks_are_as_described(
+    http: httpx.Client, document: dict[str, Any], body: dict[str, Any]
+) -> None:
+    assert_described(http, document, "/v1/completions", "/v1/completions", body)
+
+
+def assert_described(
+    http: httpx.Client, document: dict[str, Any], path: str, url: str, body: dict[str, Any]
+) -> None:
     answer = document["paths"][path]["post"]["responses"]["200"]["content"]["text/event-stream"]
     event, done = answer["itemSchema"]["properties"]["data"]["anyOf"]
     assert done == {"const": "[DONE]"}

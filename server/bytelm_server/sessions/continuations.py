@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from bytelm.draws import Draw
 from bytelm.errors import MethodError
 from bytelm.token_sampling import by_tokens
+from bytelm_server import streams
 from bytelm_server.answers import bytes_out
 from bytelm_server.counting import CountingLM, usage_of
 from bytelm_server.errors import FieldError
@@ -15,7 +16,6 @@ from bytelm_server.requests import Drawing, Generation
 from bytelm_server.service import ByteService
 from bytelm_server.sessions.replies import Answer
 from bytelm_server.sessions.states import Grown
-from bytelm_server.streams import Text
 
 
 def count_of(call: Generation) -> int:
@@ -67,26 +67,15 @@ async def collected(pieces: AsyncIterator[Grown], lm: CountingLM) -> Grown:
     return piece._replace(data=bytes(data), tokens=tuple(tokens), logprob=total)
 
 
-class TextEvents:
+class TextEvents(streams.TextEvents):
     """One continuation as events."""
 
     def __init__(self, sample: int) -> None:
-        self._sample = sample
-        self._text = Text()
-        self._logprob = 0.0
+        super().__init__(0, sample)
 
-    def event(self, piece: Grown) -> Answer:
+    def event(self, piece: Grown) -> Answer:  # type: ignore[override]
         """The next piece."""
-        last = piece.finish_reason is not None
-        self._logprob += piece.logprob or 0.0
-        event: Answer = {
-            "index": 0,
-            "sample": self._sample,
-            "bytes": self._text.out(piece.data, last=last),
-        }
+        event = super().event(piece)
         if piece.state.kind == "token":
             event["tokens"] = list(piece.tokens)
-        if last:
-            event["logprob"] = None if piece.logprob is None else self._logprob
-            event["finish_reason"] = piece.finish_reason
         return event

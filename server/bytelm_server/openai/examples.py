@@ -1,0 +1,44 @@
+"""Worked examples for ``/docs``: calls in OpenAI's shape and what the default model answers."""
+
+from bytelm_server.examples import answer, call
+
+COMPLETIONS = {
+    "text": call(
+        "A completion",
+        {
+            "model": "default",
+            "prompt": "An apple a day keeps the ",
+            "max_tokens": 12,
+            "temperature": 0,
+        },
+    ),
+    "score": call(
+        "The log-probability of each byte of a prompt",
+        {"prompt": [72, 105], "echo": True, "logprobs": 1, "max_tokens": 0},
+        "Ids are bytes.",
+    ),
+    "samples": call(
+        "Several prompts, two texts of each",
+        {"prompt": ["Once", "Twice"], "max_tokens": 20, "n": 2, "seed": 7, "stop": "\n"},
+    ),
+}
+COMPLETION_ANSWER = answer(
+    "A choice for each text: index = prompt × n + sample.",
+    {
+        "id": "cmpl-5f0c",
+        "object": "text_completion",
+        "created": 1700000000,
+        "model": "SmolLM2-135M-Instruct",
+        "system_fingerprint": "0f8ab3d5c1e29b47",
+        "choices": [
+            {"index": 0, "text": "doctor away.", "logprobs": None, "finish_reason": "length"}
+        ],
+        "usage": {"prompt_tokens": 25, "completion_tokens": 12, "total_tokens": 37},
+    },
+)
+COMPLETION_STREAM = (
+    'data: {"id":"cmpl-5f0c","object":"text_completion","created":1700000000,'
+    '"model":"SmolLM2-135M-Instruct","system_fingerprint":"0f8ab3d5c1e29b47",'
+    '"choices":[{"index":0,"text":"d","logprobs":null,"finish_reason":null}]}\n\n'
+    "data: [DONE]\n\n"
+)
