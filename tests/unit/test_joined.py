@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from bytelm.beam import BeamParams, ByteBeamState
+from bytelm.ensemble import Ensemble
 from bytelm.generation import collect, generate
 from bytelm.joined import Joined, results
 from bytelm.logprobs import LazyByteProbs
@@ -287,3 +288,19 @@ def test_one_that_is_freed_after_its_loop_is_no_matter(recwarn, capsys):
     del call
     gc.collect()
     assert not capsys.readouterr().err
+
+
+async def test_calls_of_one_ensemble_ask_each_model_once():
+    lms = [WatchedLM(seed=1), WatchedLM(seed=2)]
+    both = Ensemble([await state_after(lm, b"") for lm in lms])
+    calls = [asyncio.ensure_future(both.logp_next()) for _ in range(3)]
+    await passes(3)
+    calls[0].cancel()
+    rows = await asyncio.gather(*calls[1:])
+    assert np.array_equal(rows[0].ps, rows[1].ps)
+    assert [len(lm.asked) for lm in lms] == [1, 1]
+    again = Ensemble([await state_after(lm, b"") for lm in lms])
+    lms[0].fails = 1
+    failed = await asyncio.gather(*[again.logp_next() for _ in range(2)], return_exceptions=True)
+    assert [str(error) for error in failed] == ["not now"] * 2
+    assert np.array_equal((await again.logp_next()).ps, rows[0].ps)
