@@ -82,11 +82,13 @@ def _check_shape(answer: Any, size: int, padded: bool) -> None:
             f"the model answers with {dtype} {list(shape)} instead of float32 [{size}]: give the "
             "log-probabilities after one context, without further dimensions"
         )
-    if shape[0] < size or (shape[0] > size and not padded):
+    found = f"the model gives {shape[0]} log-probabilities for {size} tokens: "
+    if shape[0] < size:
+        raise RowError(f"{found}check that tokenizer and model belong together")
+    if shape[0] > size and not padded:
         raise RowError(
-            f"the model gives {shape[0]} log-probabilities for {size} tokens: "
-            "check that tokenizer and model belong together"
-            + ("" if shape[0] < size else ", and cut off what pads its logits")
+            f"{found}cut off what only pads its logits, or make a vocabulary as wide as they are "
+            f"(vocab_size={shape[0]})"
         )
 
 
