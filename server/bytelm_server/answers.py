@@ -168,8 +168,12 @@ class Limits(TypedDict):
 
 
 class Model(TypedDict):
-    """The model behind the server."""
+    """The model behind the server, as we and as OpenAI's API have it."""
 
+    id: Annotated[str, Field(description="The name, as OpenAI's API has it.")]
+    object: Annotated[str, Field(pattern="^model$")]
+    created: Annotated[int, Field(description="When the server had it ready, in seconds.")]
+    owned_by: str
     name: str
     revision: str | None
     fingerprint: str
@@ -181,6 +185,7 @@ class Model(TypedDict):
 class Models(TypedDict):
     """The models that the server answers for."""
 
+    object: Annotated[str, Field(pattern="^list$")]
     data: list[Model]
 
 

@@ -229,29 +229,28 @@ METRICS_ANSWER = {
     },
 }
 
-MODELS_ANSWER = answer(
-    "The model; there is one.",
-    {
-        "data": [
-            {
-                "name": "SmolLM2-135M-Instruct",
-                "revision": None,
-                "fingerprint": "0f8ab3d5c1e29b47",
-                "vocab_size": 49152,
-                "initial_context": [1],
-                "limits": {
-                    "context_tokens": 4095,
-                    "context_bytes": 1048576,
-                    "contexts": 256,
-                    "results": 1024,
-                    "steps": 4096,
-                    "total_steps": 1048576,
-                    "walked_bytes": 8192,
-                    "row_values": 1048576,
-                    "body_bytes": 16777216,
-                    "K": 64,
-                },
-            }
-        ]
+_MODEL = {
+    "id": "SmolLM2-135M-Instruct",
+    "object": "model",
+    "created": 1700000000,
+    "owned_by": "bytelm",
+    "name": "SmolLM2-135M-Instruct",
+    "revision": None,
+    "fingerprint": "0f8ab3d5c1e29b47",
+    "vocab_size": 49152,
+    "initial_context": [1],
+    "limits": {
+        "context_tokens": 4095,
+        "context_bytes": 1048576,
+        "contexts": 256,
+        "results": 1024,
+        "steps": 4096,
+        "total_steps": 1048576,
+        "walked_bytes": 8192,
+        "row_values": 1048576,
+        "body_bytes": 16777216,
+        "K": 64,
     },
-)
+}
+MODEL_ANSWER = answer("The model.", _MODEL)
+MODELS_ANSWER = answer("The model; there is one.", {"object": "list", "data": [_MODEL]})

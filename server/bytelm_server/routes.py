@@ -70,8 +70,11 @@ async def metrics(request: Request) -> Response:
     responses={200: examples.MODELS_ANSWER, **DOORS, **NOT_READY},
 )
 async def models(backend: Served) -> JsonResponse:
-    """The model: name, fingerprint, vocabulary size, limits, initial context."""
-    return JsonResponse(answers.Models(data=[backend.service.model()]))
+    """The model: name, fingerprint, vocabulary size, limits, initial context.
+
+    In the shape of OpenAI's API, and what that does not have.
+    """
+    return JsonResponse(answers.Models(object="list", data=[backend.service.model()]))
 
 
 @router.get(

@@ -4,6 +4,7 @@ Must not know HTTP; a route hands in a checked body and gets the answer's body b
 """
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import replace
@@ -89,6 +90,7 @@ class ByteService:
         self.shares = Shares(settings.shared_places, callers)
         self.chat_template: ChatTemplate = getattr(lm, "chat_template", None) or ChatTemplate(None)
         self._vocab: asyncio.Task[VocabBody] | None = None
+        self._created = int(time.time())
 
     async def warm_up(self) -> None:
         """Do what only the first call would have to wait for."""
@@ -102,11 +104,22 @@ class ByteService:
         """Names the model: another one gives other distributions."""
         return getattr(self.lm, "fingerprint", None) or self.lm.vocab.fingerprint()
 
+    @property
+    def model_name(self) -> str:
+        """What the model is called here."""
+        lm = self.lm
+        named = getattr(lm, "model_name", type(lm).__name__)
+        return self.settings.served_model_name or str(named)
+
     def model(self) -> answers.Model:
         """The model and the limits, as ``/v1/models`` gives them."""
         lm, s = self.lm, self.settings
         return answers.Model(
-            name=s.served_model_name or str(getattr(lm, "model_name", type(lm).__name__)),
+            id=self.model_name,
+            object="model",
+            created=self._created,
+            owned_by="bytelm",
+            name=self.model_name,
             revision=getattr(lm, "revision", None),
             fingerprint=self.fingerprint,
             vocab_size=lm.vocab.size,

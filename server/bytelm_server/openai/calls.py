@@ -58,7 +58,7 @@ def naming(field: str) -> Iterator[None]:
 
 def checked_model(service: ByteService, name: str | None) -> str:
     """The model's name; ModelNotFound when the call means another."""
-    served = service.model()["name"]
+    served = service.model_name
     if name in (None, DEFAULT, served):
         return served
     raise ModelNotFound(f"there is no model {name!r} here: use {served!r}, or {DEFAULT!r}", "model")

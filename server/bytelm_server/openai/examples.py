@@ -42,3 +42,27 @@ COMPLETION_STREAM = (
     '"choices":[{"index":0,"text":"d","logprobs":null,"finish_reason":null}]}\n\n'
     "data: [DONE]\n\n"
 )
+
+TOKENIZE = {
+    "vllm": call("As in vLLM", {"prompt": "Hé", "add_special_tokens": False}),
+    "llama": call("As in llama.cpp", {"content": "Hé"}),
+    "eos": call("The name of EOS alone", {"prompt": "<|im_end|>"}, "It is 256."),
+}
+TOKENS_ANSWER = answer(
+    "The bytes of the text.", {"tokens": [72, 195, 169], "count": 3, "max_model_len": 4095}
+)
+DETOKENIZE = {"ids": call("Bytes", {"tokens": [72, 195, 169]})}
+UNTOKENIZED_ANSWER = answer("The text of the bytes.", {"prompt": "Hé", "content": "Hé"})
+INFO_ANSWER = answer(
+    "What clients ask of a tokenizer's configuration.",
+    {
+        "tokenizer_class": "Bytes",
+        "vocab_size": 257,
+        "model_max_length": 4095,
+        "bos_token": None,
+        "eos_token": "<|im_end|>",
+        "pad_token": None,
+        "unk_token": None,
+        "chat_template": None,
+    },
+)
