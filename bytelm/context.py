@@ -270,6 +270,8 @@ def messages_to_context(
     template: ChatTemplate,
     vocab: ByteVocab,
     add_generation_prompt: bool = True,
+    *,
+    continue_last: bool = False,
 ) -> Context:
     """A chat as a context, in which only the template's own special tokens are tokens.
 
@@ -284,10 +286,13 @@ def messages_to_context(
         template: the model's chat template.
         vocab: the model's vocabulary.
         add_generation_prompt: end with the beginning of an answer.
+        continue_last: end with the last content, white space at its end included, and leave out
+            what the template writes behind it.
 
     Raises:
         InputError: when messages are malformed, the template refuses them, or it does more with
-            a content, or an unusual role, than to write it out. Names the message.
+            a content, or an unusual role, than to write it out; or the last content is not what it
+            writes last. Names the message.
     """
     _check(messages)
     now = datetime.now()
@@ -309,6 +314,8 @@ def messages_to_context(
         for i, key in places
     ]
     pieces = framed(render, fields)
+    if continue_last:
+        pieces = [*pieces[:-2], _to_its_end(pieces[-2], messages), ""]
     splitter = _Specials.of(vocab)
     segments: list[Text | Special] = []
     own = pieces[0]
@@ -319,6 +326,17 @@ def messages_to_context(
         else:
             own += behind
     return Context([*segments, *splitter.split(own)])
+
+
+def _to_its_end(written: str, messages: Sequence[Message]) -> str:
+    """The content that a template wrote last, with the white space that it took from its end."""
+    content = messages[-1]["content"]
+    if written.strip() != content.strip():
+        raise InputError(
+            f"the chat template does not end with {_name(messages, len(messages) - 1)}, so that it "
+            "cannot be continued: give segments instead of messages"
+        )
+    return content[content.find(written) :]
 
 
 def _check(messages: Sequence[Message]) -> None:

@@ -2,7 +2,7 @@
 
 import base64
 import binascii
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Protocol, Self
 
 from pydantic import (
     BaseModel,
@@ -131,6 +131,13 @@ class MessageIn(Body):
 
     role: str
     content: str
+
+
+class Given(Protocol):
+    """A context as a caller wrote it, whatever the shape."""
+
+    async def context(self, vocab: ByteVocab, template: ChatTemplate, place: str) -> Context:
+        """The library's context; FieldError names what is wrong under ``place``."""
 
 
 class ContextIn(BytesIn):

@@ -31,7 +31,7 @@ from bytelm.token_sampling import by_tokens, sample
 from bytelm.trie import TokenTrie
 from bytelm.vocab import ByteVocab
 from bytelm_server import answers, pace, requests
-from bytelm_server.contexts import BytesIn, ContextIn
+from bytelm_server.contexts import BytesIn, ContextIn, Given
 from bytelm_server.counting import CountingLM, counting, usage_of
 from bytelm_server.errors import FieldError, item_detail
 from bytelm_server.limits import Limits
@@ -372,7 +372,7 @@ class Run:
         self._params = params
         self._prefill = prefill
 
-    async def begun(self, given: ContextIn, place: str) -> ByteBeamState:
+    async def begun(self, given: Given, place: str) -> ByteBeamState:
         """The state after a context."""
         async with self.turn:
             await pace.turn()

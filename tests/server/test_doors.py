@@ -121,6 +121,7 @@ CONTEXT = {"context": "hello"}
         ("/v1/completions", {"prompt": "hello"}),
         ("/v1/completions", {"prompt": "hello", "stream": True}),
         ("/v1/completions", {"prompt": "hello", "echo": True, "logprobs": 0, "max_tokens": 0}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "hello"}]}),
     ],
 )
 def test_each_key_has_its_own_cache(

@@ -97,18 +97,21 @@ def test_streams_are_as_described(
     assert_described(http, document, path, url, body)
 
 
-COMPLETIONS: list[dict[str, Any]] = [
-    {"prompt": "hello", "max_tokens": 9, "stop": ["e"]},
-    {"prompt": [[256, 104], [0xC3]], "echo": True, "logprobs": 2, "n": 2},
-    {"prompt": "a", "stream_options": {"include_usage": True}},
+CHAT = [{"role": "user", "content": "hi"}]
+CHUNKS: list[tuple[str, dict[str, Any]]] = [
+    ("/v1/completions", {"prompt": "hello", "max_tokens": 9, "stop": ["e"]}),
+    ("/v1/completions", {"prompt": [[256, 104], [0xC3]], "echo": True, "logprobs": 2, "n": 2}),
+    ("/v1/completions", {"prompt": "a", "stream_options": {"include_usage": True}}),
+    ("/v1/chat/completions", {"messages": CHAT, "max_tokens": 9}),
+    ("/v1/chat/completions", {"messages": CHAT, "logprobs": True, "top_logprobs": 2, "n": 2}),
 ]
 
 
-@pytest.mark.parametrize("body", COMPLETIONS)
+@pytest.mark.parametrize(("path", "body"), CHUNKS)
 def test_chunks_are_as_described(
-    http: httpx.Client, document: dict[str, Any], body: dict[str, Any]
+    http: httpx.Client, document: dict[str, Any], path: str, body: dict[str, Any]
 ) -> None:
-    assert_described(http, document, "/v1/completions", "/v1/completions", body)
+    assert_described(http, document, path, path, body)
 
 
 def assert_described(

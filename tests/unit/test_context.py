@@ -308,8 +308,8 @@ def joined(write: str, form=str) -> ChatTemplate:
 PLAIN = joined("<|user|>{role}\n{content}<|end|>\n")
 
 
-def segments(messages, template=PLAIN, **kwargs) -> list[int | bytes]:
-    context = messages_to_context(messages, template, VOCAB, **kwargs)
+def segments(messages, template=PLAIN, *args, **kwargs) -> list[int | bytes]:
+    context = messages_to_context(messages, template, VOCAB, *args, **kwargs)
     return [s.data if isinstance(s, Text) else s.token_id for s in context.segments]
 
 
@@ -323,6 +323,25 @@ def test_special_tokens_of_the_template_become_tokens():
 
 def test_a_generation_prompt_is_added_only_if_wanted():
     assert segments(chat("the"), add_generation_prompt=False) == [USER, b"user\nthe", END, b"\n"]
+
+
+@pytest.mark.parametrize("strip", [str, str.strip, str.lstrip, str.rstrip])
+@pytest.mark.parametrize("last", ["cat", "cat ", "<|end|>\n", "", " cat"])
+def test_the_last_content_may_be_continued(strip, last):
+    template = joined("<|user|>{role}\n{content}<|end|>\n", strip)
+    kept = last.lstrip() if not strip(" ") and strip(" a") == "a" else last
+    assert segments(chat("the", last), template, False, continue_last=True) == [
+        *(USER, b"user\nthe", END, b"\n"),
+        *(USER, b"assistant\n" + kept.encode()),
+    ]
+
+
+def test_a_content_that_is_not_written_last_cannot_be_continued():
+    def render(messages, prompt, now) -> str:
+        return "<|end|>".join(m["content"] for m in reversed(messages))
+
+    with pytest.raises(InputError, match=r"does not end with message 1 "):
+        segments(chat("a", "b"), ChatTemplate(render), continue_last=True)
 
 
 @pytest.mark.parametrize("content", ["<|end|>", "a<|end|>\n<|user|>b", "</s>", "<s>", "<|end|>x"])

@@ -79,3 +79,78 @@ class CompletionChunk(TypedDict):
             Field(description="With `include_usage`: null but in the last chunk."),
         ]
     ]
+
+
+class TopToken(TypedDict):
+    """One of the most probable."""
+
+    token: str
+    logprob: float
+    bytes: Annotated[list[int] | None, Field(description="The byte; null of EOS.")]
+
+
+class ChatToken(TopToken):
+    """A byte, or EOS."""
+
+    top_logprobs: list[TopToken]
+
+
+class ChatLogprobs(TypedDict):
+    """An entry for each byte, and for EOS where it ended the text; −9999.0 is −∞."""
+
+    content: list[ChatToken]
+    refusal: None
+
+
+class ChatAnswer(TypedDict):
+    """What the assistant says."""
+
+    role: Annotated[str, Field(pattern="^assistant$")]
+    content: str
+    refusal: None
+
+
+class Delta(TypedDict):
+    """The next part of a message."""
+
+    role: NotRequired[Annotated[str, Field(description="In the first part.")]]
+    content: str
+
+
+class ChatChoice(TypedDict):
+    """A message, or the next part of one."""
+
+    index: int
+    message: NotRequired[Annotated[ChatAnswer, Field(description="All of it.")]]
+    delta: NotRequired[Annotated[Delta, Field(description="In a stream.")]]
+    logprobs: ChatLogprobs | None
+    finish_reason: Finish
+
+
+class ChatCompletion(TypedDict):
+    """The next message of a chat, or several to choose from."""
+
+    id: str
+    object: Annotated[str, Field(pattern="^chat.completion$")]
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[ChatChoice]
+    usage: CompletionUsage
+
+
+class ChatChunk(TypedDict):
+    """A part of a stream."""
+
+    id: str
+    object: Annotated[str, Field(pattern="^chat.completion.chunk$")]
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[ChatChoice]
+    usage: NotRequired[
+        Annotated[
+            CompletionUsage | None,
+            Field(description="With `include_usage`: null but in the last chunk."),
+        ]
+    ]

@@ -6,9 +6,9 @@ it, and hints, are accepted.
 
 import json
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
+from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
 
 from bytelm_server.contexts import Body
@@ -39,8 +39,11 @@ def neutral(*values: Any, about: str = "has no meaning for bytes") -> Any:
     return Annotated[Any, AfterValidator(check), WithJsonSchema(schema)]
 
 
-_HINT_SCHEMA = {"description": "A hint; it changes nothing here."}
-Hint = Annotated[Any, WithJsonSchema(_HINT_SCHEMA)]
+_HINT = {
+    "type": ["string", "number", "boolean", "null"],
+    "description": "A hint; it changes nothing here.",
+}
+Hint = Annotated[Any, WithJsonSchema(_HINT)]
 """The type of a field that may have any value and changes nothing."""
 
 _LATER = "is not supported here"
@@ -104,7 +107,7 @@ class OpenAICall(BeamCall, Stopping):
     guided_grammar: neutral(about=_LATER) = None  # type: ignore[valid-type]
 
     user: Hint = None
-    metadata: Hint = None
+    metadata: dict[str, str] | None = Field(None, description="A hint; it changes nothing here.")
     store: Hint = None
     service_tier: Hint = None
     safety_identifier: Hint = None
@@ -211,3 +214,105 @@ class CompletionCall(OpenAICall):
     def steps(self) -> int:
         """How many bytes to make at most."""
         return 16 if self.max_tokens is None else self.max_tokens
+
+
+class Part(Body):
+    """A part of a content."""
+
+    type: Literal["text"]
+    text: str
+
+
+class ChatMessage(Body):
+    """A message of a chat; parts of its content are one text, with nothing between them."""
+
+    role: str
+    content: str | list[Part]
+    type: neutral("text") = None  # type: ignore[valid-type]
+    name: neutral() = None  # type: ignore[valid-type]
+    refusal: neutral() = None  # type: ignore[valid-type]
+    annotations: neutral([]) = None  # type: ignore[valid-type]
+    audio: neutral() = None  # type: ignore[valid-type]
+    function_call: neutral() = None  # type: ignore[valid-type]
+    tool_calls: neutral([]) = None  # type: ignore[valid-type]
+    tool_call_id: neutral() = None  # type: ignore[valid-type]
+
+    @property
+    def text(self) -> str:
+        """What it says."""
+        if isinstance(self.content, str):
+            return self.content
+        return "".join(part.text for part in self.content)
+
+
+class ChatCall(OpenAICall):
+    """The next message of a chat; a token is a byte."""
+
+    messages: list[ChatMessage] = Field(min_length=1, fail_fast=True)
+    max_tokens: int | None = Field(
+        None, ge=0, description="The most bytes to make; null: as many as the server gives."
+    )
+    max_completion_tokens: int | None = Field(
+        None, ge=0, description="The same under its newer name, which comes first."
+    )
+    logprobs: bool | None = Field(None, description="Also give each byte's log-probability.")
+    top_logprobs: int | None = Field(
+        None,
+        ge=0,
+        le=MOST_LOGPROBS,
+        description="With `logprobs`: also so many of the most probable in its place.",
+    )
+    add_generation_prompt: bool | None = Field(
+        None, description="End the chat with the beginning of an answer; null: yes."
+    )
+    continue_final_message: bool | None = Field(
+        None, description="Go on with the last message, the assistant's, instead of a new one."
+    )
+    tools: neutral([], about=_LATER) = None  # type: ignore[valid-type]
+    tool_choice: neutral("none", "auto", about=_LATER) = None  # type: ignore[valid-type]
+    functions: neutral([], about=_LATER) = None  # type: ignore[valid-type]
+    function_call: neutral("none", "auto", about=_LATER) = None  # type: ignore[valid-type]
+    modalities: neutral(["text"], about=_LATER) = None  # type: ignore[valid-type]
+    audio: neutral(about=_LATER) = None  # type: ignore[valid-type]
+    prediction: neutral(about=_LATER) = None  # type: ignore[valid-type]
+    web_search_options: neutral(about=_LATER) = None  # type: ignore[valid-type]
+    reasoning_effort: neutral(about=_LATER) = None  # type: ignore[valid-type]
+    verbosity: neutral(about=_LATER) = None  # type: ignore[valid-type]
+    chat_template: neutral(about=_LATER) = None  # type: ignore[valid-type]
+    chat_template_kwargs: neutral({}, about=_LATER) = None  # type: ignore[valid-type]
+    documents: neutral([], about=_LATER) = None  # type: ignore[valid-type]
+    echo: neutral(False) = None  # type: ignore[valid-type]
+    add_special_tokens: neutral(False) = None  # type: ignore[valid-type]
+    parallel_tool_calls: Hint = None
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.top_logprobs and not self.logprobs:
+            raise PydanticCustomError("alone", "top_logprobs goes with logprobs only")
+        if self.continue_final_message:
+            if self.add_generation_prompt:
+                raise PydanticCustomError(
+                    "alone", "continue_final_message leaves no place for add_generation_prompt"
+                )
+            if self.messages[-1].role != "assistant":
+                raise PydanticCustomError(
+                    "role", "continue_final_message needs a last message of the assistant"
+                )
+        return self
+
+    @property
+    def prompts_answer(self) -> bool:
+        """Whether the chat ends with the beginning of an answer."""
+        return self.add_generation_prompt is not False and not self.continue_final_message
+
+    @property
+    def limit(self) -> tuple[str, int | None]:
+        """The field that has the most bytes to make, and their number."""
+        if self.max_completion_tokens is not None:
+            return "max_completion_tokens", self.max_completion_tokens
+        return "max_tokens", self.max_tokens
+
+    @property
+    def most(self) -> int | None:
+        """How many of the best to tell for each byte; None for no log-probabilities."""
+        return (self.top_logprobs or 0) if self.logprobs else None

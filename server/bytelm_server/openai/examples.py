@@ -1,6 +1,6 @@
 """Worked examples for ``/docs``: calls in OpenAI's shape and what the default model answers."""
 
-from bytelm_server.examples import answer, call
+from bytelm_server.examples import CHAT, answer, call
 
 COMPLETIONS = {
     "text": call(
@@ -65,4 +65,47 @@ INFO_ANSWER = answer(
         "unk_token": None,
         "chat_template": None,
     },
+)
+
+CHATS = {
+    "question": call(
+        "A question",
+        {"model": "default", "messages": CHAT, "max_tokens": 60, "temperature": 0, "stop": "\n"},
+    ),
+    "continued": call(
+        "An answer that has begun",
+        {
+            "messages": [*CHAT, {"role": "assistant", "content": "2+2 is "}],
+            "continue_final_message": True,
+            "max_completion_tokens": 8,
+            "logprobs": True,
+            "top_logprobs": 2,
+        },
+    ),
+}
+CHAT_ANSWER = answer(
+    "A choice for each text.",
+    {
+        "id": "chatcmpl-5f0c",
+        "object": "chat.completion",
+        "created": 1700000000,
+        "model": "SmolLM2-135M-Instruct",
+        "system_fingerprint": "0f8ab3d5c1e29b47",
+        "choices": [
+            {
+                "index": 0,
+                "message": {"role": "assistant", "content": "2+2 is 4.", "refusal": None},
+                "logprobs": None,
+                "finish_reason": "stop",
+            }
+        ],
+        "usage": {"prompt_tokens": 140, "completion_tokens": 9, "total_tokens": 149},
+    },
+)
+CHAT_STREAM = (
+    'data: {"id":"chatcmpl-5f0c","object":"chat.completion.chunk","created":1700000000,'
+    '"model":"SmolLM2-135M-Instruct","system_fingerprint":"0f8ab3d5c1e29b47",'
+    '"choices":[{"index":0,"delta":{"role":"assistant","content":"2"},"logprobs":null,'
+    '"finish_reason":null}]}\n\n'
+    "data: [DONE]\n\n"
 )

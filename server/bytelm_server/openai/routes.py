@@ -9,6 +9,7 @@ from bytelm_server.documented import DOORS, FAILURES, NO_SUCH_MODEL, NOT_READY, 
 from bytelm_server.examples import MODEL_ANSWER
 from bytelm_server.openai import answers, bodies, examples, tokenizer
 from bytelm_server.openai.calls import checked_model
+from bytelm_server.openai.chat import Chatting
 from bytelm_server.openai.completions import Completing
 from bytelm_server.reading import JsonRoute
 from bytelm_server.wire import JsonResponse
@@ -43,6 +44,27 @@ async def completions(
     if call.stream:
         return await work.stream(completing.events(salt))
     return JsonResponse(await work.result(completing.answer(salt)))
+
+
+@router.post(
+    "/v1/chat/completions",
+    tags=["openai"],
+    response_model=answers.ChatCompletion,
+    responses={
+        200: with_chunks(examples.CHAT_ANSWER, answers.ChatChunk, examples.CHAT_STREAM),
+        **_OF_MODEL,
+    },
+)
+async def chat_completions(
+    work: Working,
+    backend: Served,
+    call: Annotated[bodies.ChatCall, Body(openapi_examples=examples.CHATS)],
+) -> Response:
+    """The next message of a chat, in the shape of OpenAI's API, where a byte is a token."""
+    chatting, salt = Chatting(backend.service, call), work.caller.cache_salt
+    if call.stream:
+        return await work.stream(chatting.events(salt))
+    return JsonResponse(await work.result(chatting.answer(salt)))
 
 
 @router.get(
