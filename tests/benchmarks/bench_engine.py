@@ -175,8 +175,15 @@ def held(taking_part: list[Side], model: Path) -> Iterator[list[Held]]:
 
 def measure(
     taking_part: list[Side], source: Path, runs: int, say: Callable[[str], None]
-) -> dict[Case, Runs]:
-    """All figures; ``source`` is the model that the tokenizer is of."""
+) -> Iterator[dict[Case, Runs]]:
+    """All figures so far, each time that a kind of model is done.
+
+    Args:
+        taking_part: who is measured.
+        source: the model that the tokenizer is of.
+        runs: how many turns count.
+        say: is told how far it is.
+    """
     found: dict[Case, Runs] = {}
     with tempfile.TemporaryDirectory(prefix="bytelm-tiny-") as folder:
         for number, tiny in enumerate((PLAIN, SHARP, WIDE)):
@@ -192,7 +199,7 @@ def measure(
                                 if turn:  # the first one warms up
                                     of_case.setdefault(one.side.name, []).append(figures)
                     say(f"{tiny.name}: turn {turn} of {runs}")
-    return found
+            yield found
 
 
 def rate(case: Case, figures: Figures) -> float:

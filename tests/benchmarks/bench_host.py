@@ -26,7 +26,7 @@ import signal
 import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -289,12 +289,12 @@ def command(given: argparse.Namespace) -> str:
     return f"make bench-host{against}" + (f" ONLY={given.only}" if given.only else "")
 
 
-def run_engine(given: argparse.Namespace, tree: Path | None) -> dict[str, Any]:
-    """Measures the whole engine."""
+def run_engine(given: argparse.Namespace, tree: Path | None) -> Iterator[dict[str, Any]]:
+    """Measures the whole engine; what is known so far, each time that a model is done."""
     model = models.resolve(given.model, progress=say)
     taking_part = bench_engine.sides(given.against, tree)
-    measured = bench_engine.measure(taking_part, model, given.runs, say)
-    return bench_engine.report(taking_part, measured, given.runs, command(given), processor())
+    for measured in bench_engine.measure(taking_part, model, given.runs, say):
+        yield bench_engine.report(taking_part, measured, given.runs, command(given), processor())
 
 
 def run(given: argparse.Namespace, tree: Path | None) -> dict[str, Any]:
@@ -347,10 +347,13 @@ def main() -> None:
             if given.only != "engine":
                 report = run(given, folder)
                 write(given.results / "bench_host", report, table(report))
+                print(table(report))
                 written = "more "
             if given.only != "rows":
-                report = run_engine(given, folder)
-                write(given.results / "bench_engine", report, bench_engine.table(report))
+                for report in run_engine(given, folder):
+                    write(given.results / "bench_engine", report, bench_engine.table(report))
+                    written = "more "
+                print(bench_engine.table(report))
     except KeyboardInterrupt:
         raise SystemExit(f"\ninterrupted; nothing {written}was written") from None
 
@@ -360,7 +363,6 @@ def write(path: Path, report: dict[str, Any], page: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
     path.with_suffix(".md").write_text(page)
-    print(page)
 
 
 if __name__ == "__main__":

@@ -131,7 +131,9 @@ def script(monkeypatch, tmp_path):
 def test_all_take_turns_and_the_first_turn_does_not_count(script, monkeypatch):
     monkeypatch.setattr(bench_engine, "cases", lambda tiny: [Case(tiny, "rounds", 2, 60, 1)])
     said = []
-    measured = measure([OURS, VLLM], script, 3, said.append)
+    known = [list(found) for found in measure([OURS, VLLM], script, 3, said.append)]
+    assert [len(found) for found in known] == [1, 2, 3]
+    *_, measured = measure([OURS, VLLM], script, 3, lambda _: None)
     assert [case.model for case in measured] == [PLAIN, SHARP, WIDE]
     for runs in measured.values():
         assert {name: len(made) for name, made in runs.items()} == {OURS.name: 3, VLLM.name: 3}
@@ -158,7 +160,7 @@ def test_one_part_alone_can_be_measured(monkeypatch, tmp_path):
     assert arguments([]).only is None
     monkeypatch.setattr(bench_host, "run", lambda *_: pytest.fail("the other part"))
     made = report([OURS], {ROUNDS: {OURS.name: [figures(1.0)]}}, 1, "make", "a processor")
-    monkeypatch.setattr(bench_host, "run_engine", lambda *_: made)
+    monkeypatch.setattr(bench_host, "run_engine", lambda *_: [made])
     monkeypatch.setattr(sys, "argv", ["bench_host", "--only", "engine", "--results", str(tmp_path)])
     monkeypatch.setattr("signal.signal", lambda *_: None)
     bench_host.main()
