@@ -91,6 +91,14 @@ def test_port_in_use_is_one_line(taken: int) -> None:
     assert "in use" in line
 
 
+def test_what_is_on_can_be_turned_off(taken: int) -> None:
+    kinds = (ServerSettings, EngineSettings)
+    fields = [item for kind in kinds for item in kind.model_fields.items()]
+    flags = [f"--no-{name.replace('_', '-')}" for name, field in fields if field.default is True]
+    assert "--no-default-keep-canonical" in flags
+    assert "in use" in one_line(bytelm("serve", *flags, "--port", str(taken)))
+
+
 def test_the_port_can_come_from_the_environment(taken: int) -> None:
     assert "in use" in one_line(bytelm("serve", BYTELM_PORT=str(taken)))
 

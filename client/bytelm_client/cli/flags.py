@@ -50,9 +50,10 @@ def _flag(name: str, field: FieldInfo, settings: type[BaseSettings]) -> inspect.
     variable = _variable(name, settings)
     default = "none" if field.default is None else str(field.default).lower()
     help_text = f"{field.description} [{variable}; default: {default}]"
-    option = typer.Option(
-        f"--{name.replace('_', '-')}", help=help_text, metavar=metavar, show_default=False
-    )
+    flag = name.replace("_", "-")
+    # What is on has a second flag, so that it can be turned off.
+    declared = f"--{flag}/--no-{flag}" if field.default is True else f"--{flag}"
+    option = typer.Option(declared, help=help_text, metavar=metavar, show_default=False)
     return inspect.Parameter(
         name,
         inspect.Parameter.KEYWORD_ONLY,
