@@ -105,17 +105,16 @@ class ServerSettings(BaseSettings):
     )
 
     default_K: int | None = Field(
-        5, ge=1, description="Beam width of calls that name none; none: unlimited."
+        3, ge=1, description="Beam width of calls that name none; none: unlimited."
     )
     default_prune_threshold: float = Field(
-        0.01, ge=0, lt=1, description="Prune threshold of calls that name none."
+        0.003, ge=0, lt=1, description="Prune threshold of calls that name none."
     )
-
     default_tokenizations: Literal["all", "canonical"] = Field(
         "all", description="What calls that do not say sum over."
     )
     default_keep_canonical: bool = Field(
-        False, description="Whether calls that do not say keep the canonical tokenization."
+        True, description="Whether calls that do not say keep the canonical tokenization."
     )
 
     max_K: int | None = Field(

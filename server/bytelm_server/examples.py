@@ -47,13 +47,13 @@ NEXT_BYTES_ANSWER = answer(
         "results": [
             {
                 "top": [
-                    {"byte": 99, "logprob": -0.0079},
-                    {"byte": 107, "logprob": -4.915},
-                    {"byte": 195, "logprob": -7.8555},
-                    {"byte": 122, "logprob": -8.7035},
-                    {"byte": 0, "logprob": None},
+                    {"byte": 99, "logprob": -0.0086},
+                    {"byte": 107, "logprob": -4.9083},
+                    {"byte": 195, "logprob": -7.8563},
+                    {"byte": 122, "logprob": -8.6912},
+                    {"byte": 116, "logprob": -9.0751},
                 ],
-                "eos": None,
+                "eos": -14.8305,
             }
         ],
         "usage": usage(19, 0, 5, 22, 0),

@@ -34,8 +34,8 @@ NEXT_ANSWER = answer(
     {
         "results": [
             {
-                "top": [{"byte": 32, "logprob": -0.7412}, {"byte": 10, "logprob": -2.0091}],
-                "eos": -11.9813,
+                "top": [{"byte": 32, "logprob": -0.7405}, {"byte": 10, "logprob": -2.0082}],
+                "eos": -12.1461,
             }
         ],
         "usage": usage(0, 0, 1, 1, 4),

@@ -17,6 +17,7 @@ from bytelm.vllm.engine import VllmEngine
 from bytelm_server.counting import CountingLM, counting
 from tests.benchmarks import leaks
 from tests.benchmarks.bench_cases import KV_BYTES, SEQS, Case, Figures, Track, run_side, timed
+from tests.served import served_params
 
 SETTINGS = EngineSettings(kv_cache_memory_bytes=KV_BYTES, max_num_seqs=SEQS)
 
@@ -56,7 +57,8 @@ class BytelmSide:
                 | {"left": await leaks.left(self.engine, tasks)}
             )
         # What ends a text early would make the sessions' work uneven: nothing does, on any side.
-        params = BeamParams(case.K, case.threshold, eos_byte_strings=())
+        own = BeamParams(case.K, case.threshold, eos_byte_strings=())
+        params = served_params(eos_byte_strings=()) if case.label == "default" else own
         lms = [counting(self.engine) for _ in prompts]
         draws = [Draw() for _ in prompts]
         tracks = [Track() for _ in prompts]

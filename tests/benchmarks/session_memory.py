@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 
 from bytelm.beam import BeamParams, ByteBeamState
-from bytelm.settings import ServerSettings
 from bytelm.snapshot import Snapshot
 from tests.benchmarks import accuracy
 from tests.benchmarks.accuracy import Bench
 from tests.benchmarks.texts import Text
+from tests.served import served_params
 
 SAMPLE_BYTES = 256
 TOKEN_BYTES = 4
@@ -65,8 +65,7 @@ def summary(noted: list[dict[str, int]]) -> dict[str, dict[str, float]]:
 
 async def main(options: Any) -> None:
     """The whole benchmark."""
-    settings = ServerSettings(keys_file=None)
-    params = BeamParams(settings.default_K, settings.default_prune_threshold)
+    params = served_params()
     async with accuracy.opened(options, options.bytes or SAMPLE_BYTES) as bench:
         each: list[list[dict[str, int]]] = [[] for _ in bench.texts]
 
