@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bytelm.logprobs import EOS, EOT, SIZE, LazyByteProbs
-from bytelm_server.openai.spelling import LEAST, Noted, Spelled, Token, noting
+from bytelm.vocab import ByteVocab
+from bytelm_server.openai.spelling import LEAST, Noted, Spelled, Token, eos_name, noting
 
 
 def notes(data: bytes) -> list[Noted]:
@@ -49,6 +50,12 @@ def test_eos_stands_behind_all() -> None:
         ("<eos>", 2, None),
     ]
     assert tokens[-1].noted == ends
+
+
+def test_eos_has_the_name_of_the_tokenizers_own() -> None:
+    tokens = [b"a", b"<|end|>", b"</s>"]
+    for ids, name in (((2, 1), "</s>"), ((1, 2), "<|end|>"), ((), "<eos>")):
+        assert eos_name(ByteVocab.from_bytes(tokens, eos_token_ids=ids)) == name
 
 
 def test_the_best_are_noted_without_what_no_text_has() -> None:

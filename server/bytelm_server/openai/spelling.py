@@ -63,9 +63,9 @@ def finite(logprob: float) -> float:
 
 
 def eos_name(vocab: ByteVocab) -> str:
-    """What EOS is called: the name of the model's first EOS token."""
+    """What EOS is called: the name of the tokenizer's own EOS, which is the model's first."""
     ids = vocab.eos_token_ids
-    return (vocab.token_text[min(ids)] if ids else "") or "<eos>"
+    return (vocab.token_text[ids[0]] if ids else "") or "<eos>"
 
 
 def name_of(symbol: int, eos: str) -> str:
