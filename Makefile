@@ -159,6 +159,10 @@ test-peers: $(INSTALLED_DEV) setup  ## Compare bytelm with genlm-bytes, in a ven
 	@.venv/bin/python -m tests.benchmarks.peers $(if $(MODEL),--model "$(MODEL)") \
 	  $(if $(TORCH_INDEX),--torch-index "$(TORCH_INDEX)")
 
+.PHONY: test-clients
+test-clients: $(INSTALLED_DEV) setup  ## Let clients from PyPI call a server, in a venv of their own (10 minutes)
+	@.venv/bin/python -m tests.clients $(if $(MODEL),--model "$(MODEL)")
+
 .PHONY: bench-accuracy
 bench-accuracy: $(INSTALLED_DEV) setup  ## Measure what prefill and beam lose and cost (FULL=1: all of it, hours)
 	@.venv/bin/python -m tests.benchmarks.accuracy_beam $(if $(FULL),--full)

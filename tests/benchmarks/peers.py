@@ -12,13 +12,13 @@ import re
 import subprocess
 import sys
 import tarfile
-import venv
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from bytelm import models
 from bytelm.settings import Paths
+from tests.own_venv import own_python, pip, say
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = Path(__file__).parent / "results"
@@ -55,23 +55,13 @@ def python(torch_index: str | None = None) -> Path:
     Raises:
         SystemExit: when an installation fails; names the log.
     """
-    made = folder()
-    executable = made / "venv" / "bin" / "python"
-    stamp = made / "installed"
-    wanted = "\n".join([TORCH, *REQUIREMENTS, ""])
-    if stamp.is_file() and stamp.read_text() == wanted and executable.exists():
-        return executable
-    stamp.unlink(missing_ok=True)
-    if not executable.exists():
-        _say(f"making a venv for {GENLM_BYTES} in {made}")
-        venv.create(made / "venv", with_pip=True)
     index = ["--extra-index-url", torch_index] if torch_index else []
-    _say(f"installing {TORCH} (1 to 3 minutes, once)")
-    _pip(executable, ["install", *index, TORCH])
-    _say(f"installing {GENLM_BYTES} and what it needs (1 to 3 minutes, once)")
-    _pip(executable, ["install", TORCH, *index, *REQUIREMENTS])
-    stamp.write_text(wanted)
-    return executable
+    return own_python(
+        folder(),
+        GENLM_BYTES,
+        [[TORCH, *index], [TORCH, *REQUIREMENTS, *index]],
+        [TORCH, *REQUIREMENTS],
+    )
 
 
 def sources() -> Path:
@@ -79,9 +69,9 @@ def sources() -> Path:
     made = folder()
     name = GENLM_BYTES.replace("genlm-bytes==", "genlm_bytes-")
     if not (made / name / "README.md").is_file():
-        _say(f"fetching the sources of {GENLM_BYTES}")
+        say(f"fetching the sources of {GENLM_BYTES}")
         download = ["download", "--no-deps", "--no-binary", ":all:", "--dest", str(made)]
-        _pip(python(), [*download, GENLM_BYTES])
+        pip(folder(), [*download, GENLM_BYTES])
         with tarfile.open(made / f"{name}.tar.gz") as archive:
             archive.extractall(made, filter="data")
     return made / name
@@ -107,9 +97,10 @@ def run(module: str, *arguments: str) -> int:
 
 
 @contextmanager
-def served(model: str) -> Iterator[str]:
+def served(model: str, *flags: str) -> Iterator[str]:
     """A bytelm server in the project's own venv, by its address."""
     command = [sys.executable, "-m", "bytelm_client", "serve", "--model", model, "--port", "0"]
+    command += flags
     with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         try:
@@ -122,38 +113,22 @@ def served(model: str) -> Iterator[str]:
             process.terminate()
 
 
-def _pip(executable: Path, arguments: list[str]) -> None:
-    """Runs pip with everything it says in a log."""
-    log = folder() / "pip.log"
-    command = [str(executable), "-m", "pip", "--disable-pip-version-check", "--no-input"]
-    with log.open("ab") as file:
-        done = subprocess.run(
-            [*command, *arguments], stdin=subprocess.DEVNULL, stdout=file, stderr=file
-        )
-    if done.returncode != 0:
-        raise SystemExit(f"error: pip {arguments[0]} failed; see {log}")
-
-
-def _say(line: str) -> None:
-    print(f"==> {line}", file=sys.stderr, flush=True)
-
-
 def main() -> int:
     """Compares bytelm with genlm-bytes: its documentation's code, its tests, then the numbers."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--model", help="a model's folder or name; the default model otherwise")
     parser.add_argument("--torch-index", help="an index that has PyTorch's CPU builds")
     given = parser.parse_args()
-    model = str(models.resolve(given.model, progress=_say))
+    model = str(models.resolve(given.model, progress=say))
     python(given.torch_index or None)
-    _say("running the code of genlm-bytes' README and notebook in both (1 minute)")
+    say("running the code of genlm-bytes' README and notebook in both (1 minute)")
     usage = run("tests.benchmarks.genlm_usage", model, str(sources()))
-    _say("running genlm-bytes' own tests on bytelm (5 to 10 minutes)")
+    say("running genlm-bytes' own tests on bytelm (5 to 10 minutes)")
     tests = run("tests.benchmarks.genlm_tests", model, str(sources()))
-    _say("running genlm-bytes on a bytelm server (2 minutes)")
+    say("running genlm-bytes on a bytelm server (2 minutes)")
     with served(model) as url:
         remote = run("tests.benchmarks.genlm_remote", model, url)
-    _say("comparing distributions and greedy bytes (5 to 15 minutes; goes on where it stopped)")
+    say("comparing distributions and greedy bytes (5 to 15 minutes; goes on where it stopped)")
     places = ["--progress", str(folder().parent), "--results", str(RESULTS)]
     return max(usage, tests, remote, run("tests.benchmarks.genlm_exactness", model, *places))
 
