@@ -10,8 +10,11 @@ import pytest
 import yaml  # type: ignore[import-untyped]
 
 from bytelm.settings import EngineSettings, ServerSettings
+from bytelm.testing import StubLM
 from bytelm.vllm.slots import SlotsAddress
-from bytelm_server.on_ray.proxy import middlewares
+from bytelm.vocab import ByteVocab
+from bytelm_server.app import create_app
+from bytelm_server.on_ray.proxy import STATELESS, middlewares
 
 TOP = Path(__file__).parents[2]
 DOCKER = TOP / "docker"
@@ -113,6 +116,16 @@ def test_the_gateway_waits_longer_than_a_call_may_take() -> None:
         found = re.search(rf"timeout {side} (\d+)s", text)
         assert found is not None
         assert int(found[1]) > ServerSettings(keys_file=None).call_seconds
+
+
+def test_gateways_send_every_call_again_that_changes_nothing() -> None:
+    app = create_app(StubLM(ByteVocab.from_bytes([b"a"])), ServerSettings(session_store="memory"))
+    posts = {path for path, calls in app.openapi()["paths"].items() if "post" in calls}
+    stateless = {path for path in posts if not path.startswith("/v1/sessions")}
+    assert stateless == STATELESS
+    text = (DOCKER / "haproxy" / "haproxy.cfg").read_text()
+    (found,) = re.findall(r"disable-l7-retry unless .*\{ path_beg (.*) \}", text)
+    assert set(found.split()) == STATELESS
 
 
 def test_redis_keeps_what_was_acknowledged() -> None:

@@ -24,8 +24,10 @@ MOST_KEPT_BYTES = 1 << 16
 """The largest body that is kept to send a call again."""
 
 _SESSIONS = "/v1/sessions/"
-_STATELESS = {f"/v1/{call}" for call in ("next_bytes", "greedy", "sample", "score")}
-_STATELESS.add("/v1/token_logprobs")
+STATELESS = {f"/v1/{call}" for call in ("next_bytes", "greedy", "sample", "score")}
+STATELESS |= {"/v1/token_logprobs", "/v1/completions", "/v1/chat/completions"}
+STATELESS |= {"/tokenize", "/detokenize"}
+"""Calls that change nothing, though they have a body."""
 
 _LOST = ErrorDetail(
     type="unavailable",
@@ -85,7 +87,7 @@ def may_be_sent_twice(scope: Scope) -> bool:
     """
     return (
         scope["method"] in ("GET", "HEAD")
-        or scope["path"] in _STATELESS
+        or scope["path"] in STATELESS
         or "idempotency-key" in Headers(scope=scope)
     )
 
