@@ -39,10 +39,14 @@ REQUIREMENTS = [
 ]
 
 
+def folder() -> Path:
+    """Where the venv is, and what clients keep."""
+    return Paths().cache_dir.absolute() / "clients"
+
+
 def python() -> Path:
     """The venv's Python, with everything installed."""
-    made = Paths().cache_dir.absolute() / "clients"
-    return own_python(made, "clients", [REQUIREMENTS], REQUIREMENTS)
+    return own_python(folder(), "clients", [REQUIREMENTS], REQUIREMENTS)
 
 
 @contextmanager
@@ -74,6 +78,7 @@ def tried(url: str, key: str, close: float, arguments: list[str]) -> int:
         # Where each of them looks for a key.
         "OPENAI_API_KEY": key,
         "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+        "HF_HOME": str(folder() / "huggingface"),
         "HF_HUB_OFFLINE": "1",
         "PYTHONWARNINGS": "ignore",
     }
@@ -89,8 +94,8 @@ def main() -> int:
     parser.add_argument("--stub-only", action="store_true", help="leave the real model out")
     given, arguments = parser.parse_known_args()
     python()
-    with TemporaryDirectory() as folder:
-        keys = Path(folder) / "keys.json"
+    with TemporaryDirectory() as temporary:
+        keys = Path(temporary) / "keys.json"
         _, key = KeyFile(keys).create("clients")
         say("calling a server on a model made for tests")
         with stub("--set", f"keys_file={keys}") as url:

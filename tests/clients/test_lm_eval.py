@@ -1,10 +1,13 @@
 """lm-evaluation-harness's LocalCompletionsAPI, as it is."""
 
+import json
 import math
 
 import pytest
+from lm_eval import simple_evaluate
 from lm_eval.api.instance import Instance
 from lm_eval.models.openai_completions import LocalChatCompletion, LocalCompletionsAPI
+from lm_eval.tasks import TaskManager
 
 PAIRS = [
     ("The capital of Fran", "ce is"),
@@ -104,6 +107,31 @@ def test_generation(url, key, greedy, show):
     (found,) = model(url, key).generate_until(asked("generate_until", arguments))
     assert found == want
     show("lm_eval", found)
+
+
+def test_a_task(url, key, show, tmp_path):
+    rows = [
+        {"q": "The capital of France is", "choices": [" Paris", " London"], "a": 0},
+        {"q": "An apple a day keeps the doctor", "choices": [" here", " away"], "a": 1},
+    ]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    task = {
+        "task": "choices",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(tmp_path / "rows.jsonl")}},
+        "test_split": "test",
+        "output_type": "multiple_choice",
+        "doc_to_text": "{{q}}",
+        "doc_to_choice": "{{choices}}",
+        "doc_to_target": "a",
+        "metric_list": [{"metric": "acc"}],
+    }
+    (tmp_path / "choices.yaml").write_text(json.dumps(task))  # which is YAML, too
+    lm = model(url, key, batch_size=4)
+    manager = TaskManager(include_path=str(tmp_path), include_defaults=False)
+    found = simple_evaluate(model=lm, tasks=["choices"], task_manager=manager)
+    assert found["results"]["choices"]["acc,none"] in (0, 0.5, 1)
+    show("lm_eval", found["results"]["choices"]["acc,none"])
 
 
 def test_chats(url, key, greedy, show):
