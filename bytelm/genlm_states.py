@@ -128,11 +128,13 @@ class GenlmState:
 
     def __lshift__(self, b: int) -> GenlmState | None:
         """The candidate after one more byte of its token, or EOS; None if that cannot be."""
+        if self.terminated:
+            return None
         if b == EOS:
             node = self.trie.eos_node if self.node == ROOT else -1
         else:
             node = self.trie.source.trie.child(self.node, b)
-        if self.terminated or node < 0:
+        if node < 0:
             return None
         weight = self.weight + float(self.mass[node] - self.mass[self.node])
         after = replace(self, node=node, weight=weight, terminated=b == EOS)
