@@ -313,6 +313,11 @@ class RowSource:
         """The ids that end the text."""
         return [int(i) for i in self._eos_ids]
 
+    @property
+    def may_end(self) -> bool:
+        """Whether anything ends a text."""
+        return len(self._eos_ids) > 0
+
     def fits(self, length: int) -> bool:
         """Whether a context of ``length`` tokens can be evaluated."""
         return self.lm.max_context_tokens is None or length <= self.lm.max_context_tokens

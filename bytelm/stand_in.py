@@ -40,6 +40,7 @@ class StandIn:
     Attributes:
         probs: float64 ``[257, 258]``: of each symbol, after each byte and at the start of a text;
             zero for bytes that no token has.
+        endless: the same where nothing ends a text.
         is_closed: whether each byte of a token is a token, so that any bytes that the vocabulary
             can spell at all can follow each other.
     """
@@ -65,6 +66,7 @@ class StandIn:
         known = np.divide(pairs, sums, out=np.tile(anywhere, (START + 1, 1)), where=sums > 0.0)
         self.probs = np.zeros((START + 1, SIZE))
         self.probs[:, :256] = (1.0 - FLOOR) * known + FLOOR * anywhere
+        self.endless = self.probs.copy()
         self.probs[:, EOS] = ENDING
 
     @classmethod

@@ -27,7 +27,7 @@ from bytelm.beam.judge import Judge
 from bytelm.beam.late import Known, Part, canonical, settle
 from bytelm.beam.params import BeamParams
 from bytelm.beam.ration import MOST, RATION, narrowed
-from bytelm.byte_lm import StatefulByteLM
+from bytelm.byte_lm import StatefulByteLM, Walk
 from bytelm.draws import Draw
 from bytelm.errors import BeamError, ContextTooLong, EmptyBeam, Terminated, VocabError
 from bytelm.genlm import BackendLM, as_token_lm
@@ -194,6 +194,7 @@ class ByteBeamState(StatefulByteLM):
             self._paths = [self._judge.judged(path, length) for path in paths]
             self._roots = [(self._judge.judged(path, length), weight) for path, weight in roots]
         self._log_weight: float | None = None
+        self._extended_by: list[_Wanted] | None = None
         self._lost = _Lost()
 
     @classmethod
@@ -489,6 +490,11 @@ class ByteBeamState(StatefulByteLM):
         places = {i: place for place, i in enumerate(kept)}
         rows = {(places[i], t): row for (i, t), row in self._rows.items() if i in places}
         state = self._with([self._paths[i] for i in kept], candidates, rows=rows)
+        if self._extended_by is not None:
+            found = [one for one in self._extended_by if one.key[0] in places]
+            state._extended_by = [
+                one._replace(key=(places[one.key[0]], one.key[1])) for one in found
+            ]
         if self.params.deferred:
             dropped = kernels.log_sum_exp(np.delete(weight, kept))
             state._deferred = self._deferred.without(dropped)
@@ -665,10 +671,10 @@ class ByteBeamState(StatefulByteLM):
             last = int(trie.byte[self._candidates.node[0]])
         elif self._roots and (end := source.vocab.token_bytes[self._roots[0][0][-1]]):
             last = end[-1]
-        probs = source.stand_in.probs[last]
-        if source.stand_in.is_closed and source.eos_ids:
+        probs = (source.stand_in.probs if source.may_end else source.stand_in.endless)[last]
+        if source.stand_in.is_closed:
             return probs
-        return probs * can_follow(trie, self._recent(), bool(source.eos_ids))
+        return probs * can_follow(trie, self._recent(), source.may_end)
 
     def _recent(self) -> bytes:
         """The end of the text, from where some candidate's token begins."""
@@ -798,8 +804,11 @@ class ByteBeamState(StatefulByteLM):
 
     def _extensions(self) -> list[_Wanted]:
         """All that may end here, as long as it may be."""
-        if not self._paths:
-            return []
+        if self._extended_by is None:
+            self._extended_by = self._all_extensions() if self._paths else []
+        return self._extended_by
+
+    def _all_extensions(self) -> list[_Wanted]:
         trie = self.source.trie
         parent, token, weight = kernels.extensions(*self._candidates, trie.lo, trie.end, trie.order)
         ended = zip(parent.tolist(), token.tolist(), weight.tolist(), strict=True)
