@@ -7,11 +7,45 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from typing import Self
+from typing import Generic, Self, TypeVar
 
 from bytelm.draws import Choose, Draw, chooser
 from bytelm.generation import collect, generate
 from bytelm.logprobs import Chart, LazyByteProbs, checked_bytes
+
+S = TypeVar("S", bound="StatefulByteLM")
+
+
+class Walk(Generic[S]):
+    """A walk through a text that is known, byte by byte.
+
+    Attributes:
+        state: where it stands.
+    """
+
+    def __init__(self, state: S, text: bytes) -> None:
+        self._state = state
+        self._text = text
+        self._at = 0
+
+    @property
+    def state(self) -> S:
+        """Where it stands."""
+        return self._state
+
+    @property
+    def at_limit(self) -> bool:
+        """See ``StatefulByteLM``."""
+        return self._state.at_limit
+
+    async def logp_next(self) -> LazyByteProbs:
+        """The distribution over the next byte or EOS, where it stands."""
+        return await self._state.logp_next()
+
+    async def advance(self) -> None:
+        """Prunes, and goes on by the text's next byte; see ``StatefulByteLM.advanced``."""
+        self._state = await self._state.prune().advanced(self._text[self._at])
+        self._at += 1
 
 
 class StatefulByteLM(ABC):
@@ -58,6 +92,15 @@ class StatefulByteLM(ABC):
         Raises:
             ByteError: when one of them is not in 0..255.
         """
+
+    def through(self, text: bytes, share: int = 1) -> Walk[Self]:
+        """A walk through bytes that are known in advance.
+
+        Args:
+            text: the bytes.
+            share: how many walks like this there are at a time; they share what is held for them.
+        """
+        return Walk(self, text)
 
     async def check_room(self, bs: bytes) -> None:
         """Refuses bytes that cannot fit behind the state; evaluates nothing. By default never.

@@ -16,7 +16,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from bytelm.byte_lm import StatefulByteLM
+from bytelm.byte_lm import StatefulByteLM, Walk
 from bytelm.errors import ContextTooLong, InputError
 from bytelm.logprobs import EOS, LazyByteProbs, checked_bytes
 
@@ -145,27 +145,32 @@ class _Scoring(Generic[S]):
         self._seen = seen
         self._onward = onward
         self._turn = asyncio.Semaphore(concurrency)
+        self._share = min(concurrency, len(continuations))
 
     async def walk(
         self, group: asyncio.TaskGroup, state: S, which: Sequence[int], depth: int
     ) -> None:
-        """Scores continuations that agree in their first ``depth`` bytes, which ``state`` has."""
-        while which := self._going_on(group, state, which, depth):
+        """Scores continuations that agree in their first ``depth`` bytes, which ``state`` has.
+
+        It goes on with the longest of them; what begins otherwise branches off.
+        """
+        longest = max((self.continuations[i] for i in which), key=len, default=b"")
+        walk = state.through(longest[depth:], self._share)
+        while which := self._going_on(group, walk, which, depth):
             async with self._turn:
-                if state.at_limit:
+                if walk.at_limit:
                     raise ContextTooLong(
                         f"the model is full after {depth} bytes of the continuation: shorten it, "
                         "or the context"
                     )
-                branches = self._read(await state.logp_next(), which, depth)
-            if not branches:
-                return
-            state, depth = state.prune(), depth + 1
-            *others, (b, which) = branches.items()
-            for other, some in others:
-                group.create_task(self._enter(group, state, other, some, depth))
-            async with self._turn:
-                state = await state.advanced(b)
+                branches = self._read(await walk.logp_next(), which, depth)
+            which = branches.pop(longest[depth], []) if depth < len(longest) else []
+            depth += 1
+            for other, some in branches.items():
+                group.create_task(self._enter(group, walk.state.prune(), other, some, depth))
+            if which:
+                async with self._turn:
+                    await walk.advance()
 
     async def _enter(
         self,
@@ -180,13 +185,13 @@ class _Scoring(Generic[S]):
         await self.walk(group, state, which, depth)
 
     def _going_on(
-        self, group: asyncio.TaskGroup, state: S, which: Sequence[int], depth: int
+        self, group: asyncio.TaskGroup, walk: Walk[S], which: Sequence[int], depth: int
     ) -> list[int]:
-        """Those that need the distribution of this state; of the others some end here."""
+        """Those that need the distribution here; of the others some end."""
         if self._onward is not None:
             for i in which:
                 if depth == len(self.continuations[i]):
-                    group.create_task(self._onward(i, state))
+                    group.create_task(self._onward(i, walk.state))
         return [i for i in which if self._wants(i, depth)]
 
     def _read(self, q: LazyByteProbs, which: Sequence[int], depth: int) -> dict[int, list[int]]:

@@ -42,6 +42,7 @@ from bytelm.stand_in import START, can_follow
 from bytelm.threads import by_length
 from bytelm.token_lm import AsyncTokenLM, StatefulTokenizedLM
 from bytelm.trie import ROOT, TokenTrie
+from bytelm.waves import LONG, KnownWalk
 
 if TYPE_CHECKING:
     from bytelm.token_sampling import Method
@@ -347,6 +348,18 @@ class ByteBeamState(StatefulByteLM):
         state = self._with(self._paths, self._candidates, self._roots, self.terminated, self._rows)
         state.source = self.source.on(lm)
         return state
+
+    def apart(self, lm: AsyncTokenLM) -> Self:
+        """As ``on`` another that only resembles it: the two states share no evaluations to come."""
+        state = self.on(lm)
+        state._rows = dict(self._rows)
+        return state
+
+    def through(self, text: bytes, share: int = 1) -> Walk[Self]:
+        """See ``StatefulByteLM``: in waves where the text is long; see ``bytelm.waves``."""
+        if len(text) < LONG:
+            return Walk(self, text)
+        return KnownWalk(self, text, reports=True, share=share)
 
     # What comes next.
 
@@ -839,10 +852,15 @@ class ByteBeamState(StatefulByteLM):
         return self._with(paths, moved)
 
     async def _walk(self, bs: bytes) -> Self:
-        state = self
-        for b in bs:
-            state = await state.prune().advanced(b)
-        return state
+        if len(bs) < LONG:
+            state = self
+            for b in bs:
+                state = await state.prune().advanced(b)
+            return state
+        walk = KnownWalk(self, bs, reports=False)
+        for _ in bs:
+            await walk.advance()
+        return walk.state
 
     # How long it gets.
 

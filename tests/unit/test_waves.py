@@ -1,0 +1,161 @@
+"""Known texts in waves: what they report is what the walk reports."""
+
+import asyncio
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bytelm import waves
+from bytelm.beam import BeamParams, ByteBeamState
+from bytelm.draws import Draw
+from bytelm.logprobs import EOS
+from bytelm.testing import StubLM, merging_vocab
+from bytelm.waves import KnownWalk
+
+VOCAB = merging_vocab(
+    [b"", b"", *[bytes([b]) for b in b"abc "], b"ab", b" a", b"bc", b"abc", b" ab", b"ca"],
+    r" ?[a-z]+| +",
+    eos_token_ids=[1],
+)
+
+
+async def initial(lm, **params) -> ByteBeamState:
+    return await ByteBeamState.initial(lm, BeamParams(**params), initial_context=[0])
+
+
+async def walked(state: ByteBeamState, text: bytes) -> tuple[list[np.ndarray], ByteBeamState]:
+    reports = []
+    for b in text:
+        reports.append((await state.logp_next()).ps)
+        state = await state.prune().advanced(b)
+    return [*reports, (await state.logp_next()).ps], state
+
+
+async def in_waves(
+    state: ByteBeamState, text: bytes
+) -> tuple[list[np.ndarray], ByteBeamState, KnownWalk]:
+    walk = KnownWalk(state, text, reports=True)
+    reports = []
+    for _ in text:
+        reports.append((await walk.logp_next()).ps)
+        await walk.advance()
+    return [*reports, (await walk.logp_next()).ps], walk.state, walk
+
+
+@settings(max_examples=100)
+@given(
+    text=st.text("abc ", max_size=60).map(str.encode),
+    before=st.sampled_from([b"", b"ab", b"abc ab"]),
+    seed=st.integers(0, 99),
+    k=st.sampled_from([1, 3, None]),
+    threshold=st.sampled_from([0.0, 0.01, 0.1]),
+    tokenizations=st.sampled_from(["all", "canonical"]),
+    deferred=st.booleans(),
+    most=st.sampled_from([None, 12]),
+    memory=st.sampled_from([0, 2**20]),
+)
+async def test_waves_are_the_walk(
+    text, before, seed, k, threshold, tokenizations, deferred, most, memory
+):
+    """Bit for bit, whatever was fetched too much, and however little memory there is."""
+    if k is None or not deferred:
+        text, threshold = text[:20], max(threshold, 0.01)
+    lm = StubLM(VOCAB, seed, spread=3.0)
+    params = {
+        "K": k,
+        "prune_threshold": threshold,
+        "tokenizations": tokenizations if deferred else "all",
+        "deferred": deferred,
+        "max_context_length": most,
+    }
+    start = await (await initial(lm, **params)).prefill(before, mode="exact")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(waves, "MEMORY", memory)
+        patch.setattr(waves, "LONG", 10**9)
+        want, want_state = await walked(start, text)
+        have, have_state, _ = await in_waves(start, text)
+    assert [ps.tolist() for ps in have] == [ps.tolist() for ps in want]
+    assert [(c.tokens, c.partial, c.weight) for c in have_state] == [
+        (c.tokens, c.partial, c.weight) for c in want_state
+    ]
+    assert have_state._deferred == want_state._deferred
+    assert (await have_state.logp_next()).ps.tolist() == want[-1].tolist()
+    assert have_state.source.lm is lm
+
+
+class _Slow(StubLM):
+    """A model of bytes, whatever the tokens: what follows depends on the last three.
+
+    Counts how many evaluations are under way, and how often it is asked anew.
+    """
+
+    under_way = most = asked = 0
+
+    def row(self, token_ids):
+        text = b"".join(self.vocab.token_bytes[t] for t in token_ids)
+        return self._row(text[-3:])
+
+    async def next_token_logprobs(self, token_ids):
+        if not self.under_way:
+            self.asked += 1
+        self.under_way += 1
+        self.most = max(self.most, self.under_way)
+        try:
+            for _ in range(5):
+                await asyncio.sleep(0)
+            return await super().next_token_logprobs(token_ids)
+        finally:
+            self.under_way -= 1
+
+
+async def likely_text(size: int) -> bytes:
+    """What the model itself would write."""
+    state = await initial(_Slow(VOCAB, silent=[1]), K=3, prune_threshold=0.01)
+    return await state.sample(b"", size, Draw(seed=1), method="byte")
+
+
+@pytest.mark.parametrize("tokenizations", ["all", "canonical"])
+async def test_a_few_waves_take_the_place_of_many_evaluations(tokenizations):
+    text = await likely_text(400)
+    params = {"K": 3, "prune_threshold": 0.01, "tokenizations": tokenizations, "deferred": True}
+    lm, plain = _Slow(VOCAB), _Slow(VOCAB)
+    _, _, walk = await in_waves(await initial(lm, **params), text)
+    await walked(await initial(plain, **params), text)
+    assert sum(walk.waves) == lm.evaluations
+    assert lm.asked < plain.asked / 10
+    assert lm.evaluations < 2 * plain.evaluations
+
+
+async def test_an_exact_prefill_comes_in_waves():
+    text = await likely_text(200)
+    lm, plain = _Slow(VOCAB), _Slow(VOCAB)
+    params = {"K": 3, "prune_threshold": 0.01}
+    have = await (await initial(lm, **params)).prefill(text, mode="exact")
+    want = await initial(plain, **params)
+    for b in text:
+        want = await want.prune().advanced(b)
+    assert have.logZ == want.logZ
+    assert lm.asked < plain.asked / 4
+
+
+async def test_a_cancelled_walk_leaves_no_evaluation_under_way():
+    lm = _Slow(VOCAB)
+    state = await initial(lm, K=3, prune_threshold=0.01)
+    task = asyncio.ensure_future(in_waves(state, b"abc ab cab bca " * 10))
+    while lm.most < 10:  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert lm.under_way == 0
+
+
+async def test_the_end_of_a_text_is_reported_too():
+    lm = StubLM(VOCAB)
+    state = await initial(lm, K=3)
+    walk = KnownWalk(state, b"abcab" * 4, reports=True)
+    for _ in range(20):
+        await walk.advance()
+    assert (await walk.logp_next())[EOS] == (await walk.state.logp_next())[EOS] > -np.inf
