@@ -167,11 +167,20 @@ def test_errors_name_the_field(
     assert error["code"] == (code or "not_supported")
 
 
-def test_an_image_is_refused(http: httpx.Client) -> None:
-    part = {"type": "image_url", "image_url": {"url": "data:"}}
-    body = {"messages": [{"role": "user", "content": [part]}]}
-    error = http.post(PATH, json=body).json()["error"]
-    assert error["param"].startswith("messages[0].content")
+@pytest.mark.parametrize(
+    ("content", "param"),
+    [
+        ([{"type": "image_url", "image_url": {"url": "data:"}}], "messages[0].content[0].type"),
+        ([{"type": "text"}], "messages[0].content[0].text"),
+        (["a"], "messages[0].content[0]"),
+        (None, "messages[0].content"),
+        (5, "messages[0].content"),
+    ],
+)
+def test_a_content_is_text(http: httpx.Client, content: Any, param: str) -> None:
+    answer = http.post(PATH, json={"messages": [{"role": "user", "content": content}]})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == param
 
 
 def test_another_model_is_not_found(http: httpx.Client) -> None:

@@ -223,11 +223,19 @@ class Part(Body):
     text: str
 
 
+def _parts(value: Any) -> Any:
+    if isinstance(value, str):
+        return [{"type": "text", "text": value}]
+    if not isinstance(value, list):
+        raise PydanticCustomError("content", "give a text, or a list of parts of type text")
+    return value
+
+
 class ChatMessage(Body):
     """A message of a chat; parts of its content are one text, with nothing between them."""
 
     role: str
-    content: str | list[Part]
+    content: Annotated[list[Part], BeforeValidator(_parts, json_schema_input_type=str | list[Part])]
     type: neutral("text") = None  # type: ignore[valid-type]
     name: neutral() = None  # type: ignore[valid-type]
     refusal: neutral() = None  # type: ignore[valid-type]
@@ -240,8 +248,6 @@ class ChatMessage(Body):
     @property
     def text(self) -> str:
         """What it says."""
-        if isinstance(self.content, str):
-            return self.content
         return "".join(part.text for part in self.content)
 
 
