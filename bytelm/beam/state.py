@@ -24,7 +24,7 @@ from bytelm import read_ahead
 from bytelm.beam import kernels
 from bytelm.beam.deferred import NOTHING, POINTER, Deferred, Path
 from bytelm.beam.judge import Judge
-from bytelm.beam.late import Known, Part, canonical, settle
+from bytelm.beam.late import Known, Part, canonical, gather, settle
 from bytelm.beam.params import BeamParams
 from bytelm.beam.ration import MOST, RATION, narrowed
 from bytelm.byte_lm import StatefulByteLM, Walk
@@ -33,7 +33,6 @@ from bytelm.errors import BeamError, ContextTooLong, EmptyBeam, Terminated, Voca
 from bytelm.genlm import BackendLM, as_token_lm
 from bytelm.genlm_states import GenlmState, genlm_states
 from bytelm.healing import Reading, heal
-from bytelm.joined import Joined, results
 from bytelm.logprobs import EOS, SIZE, Chart, LazyByteProbs, check_symbol, checked_bytes, escape
 from bytelm.prefill import JOINED, TAIL, Trunk, TrunkFinder
 from bytelm.read_ahead import Ahead
@@ -184,7 +183,7 @@ class ByteBeamState(StatefulByteLM):
         self._candidates = candidates
         self._roots = roots
         self._rows: dict[tuple[int, int], Row] = {} if rows is None else rows
-        self._opening: dict[tuple[int, int], Joined[Row]] = {}
+        self._opening: dict[tuple[int, int], asyncio.Future[Row]] = {}
         self._is_cut = is_cut
         self._is_weighed = is_weighed
         self._ahead = ahead.of_candidates(source.trie, paths, candidates.node)
@@ -776,31 +775,41 @@ class ByteBeamState(StatefulByteLM):
         if missing:
             if not self.source.is_prepared and read_ahead.is_idle(self.source.lm):
                 self._read_ahead(missing)
-            try:
-                await results([self._opening_of(one) for one in missing])
-            finally:
-                over = [key for key, opening in self._opening.items() if opening.is_over]
-                for key in over:
-                    del self._opening[key]
+            await gather([self._row_of(one) for one in missing])
             self._ahead = self._ahead.without(one.path for one in missing)
         return [_Opened(one.path, one.weight, self._rows[one.key]) for one in wanted]
 
-    def _opening_of(self, one: _Wanted) -> Joined[Row]:
-        """Its evaluation, which all that want it at the same time wait for."""
-        opening = self._opening.get(one.key)
-        if opening is None or opening.is_over:
-            opening = self._opening[one.key] = Joined(self._evaluate(one))
-        return opening
+    async def _row_of(self, one: _Wanted) -> Row:
+        """Its evaluation: the first call that wants it makes it, the others wait for that.
+
+        They fail if it fails; if the first one was cancelled, the next makes it.
+        """
+        while (row := self._rows.get(one.key)) is None:
+            opening = self._opening.get(one.key)
+            if opening is not None:
+                await asyncio.wait([opening])
+                if opening.cancelled():
+                    continue
+                return opening.result()
+            opening = self._opening[one.key] = asyncio.get_running_loop().create_future()
+            try:
+                row = self._rows[one.key] = await self._evaluate(one)
+                opening.set_result(row)
+            except Exception as error:
+                opening.set_exception(error)
+                opening.exception()  # there may be no others
+                raise
+            finally:
+                del self._opening[one.key]
+                opening.cancel()
+        return row
 
     async def _evaluate(self, one: _Wanted) -> Row:
         which, token = one.key
         answer = self._ahead.find(self._paths[which], token) if which >= 0 else None
         if answer is None:
-            row = await self.source.evaluate(one.path)
-        else:
-            row = self.source.read(await answer)
-        self._rows[one.key] = row
-        return row
+            return await self.source.evaluate(one.path)
+        return self.source.read(await answer)
 
     def _read_ahead(self, missing: Sequence[_Wanted]) -> None:
         """Begin evaluations that will probably be asked for after those that are missing now."""
