@@ -280,7 +280,8 @@ def table(report: Figures) -> str:
         "- *greedy*, *sample* (by bytes), *score* (of the greedy texts): 64 bytes each behind "
         f"prompts of 60, K=5, threshold 0.05. The sharpened model speaks in tokens of {SHORT} "
         "bytes at most.",
-        "- CPU time is that of all threads of a process, waiting for each other included.",
+        "- CPU time is that of all threads of a process. Engine core and worker wait for each "
+        "other by polling, as vLLM has it: theirs is an upper bound of what they do.",
         "",
         "| model | case | side | /s | evaluations per byte | "
         + " | ".join(f"{part}, µs per evaluation" for part in PARTS)
