@@ -106,7 +106,7 @@ async def test_an_idle_session_takes_little_memory() -> None:
     lm = StubLM(vocab_of(50_000), rows=8, spread=1.0)
     served = Served(lm, session_idle_seconds=0)
     await served.next(await served.create(context="the "))
-    sessions = 24
+    sessions = 8
     tracemalloc.start()
     try:
         before = traced()
