@@ -17,8 +17,8 @@ from bytelm_client.sizing.shapes import ModelShape
 
 Kind = Literal["measured", "computed", "published", "assumed"]
 
-EVALUATIONS_PER_BYTE = 0.357
-"""Greedy at K=5, threshold 0.01, nothing deferred: tests/benchmarks/results/bench.json."""
+EVALUATIONS_PER_BYTE = 0.421
+"""Greedy by the default beam, prefill included: tests/benchmarks/results/greedy_cost.json."""
 SENDING_SECONDS = 25.1e-3 / 128
 """The server's work for an evaluation, its row's reading apart: engine_profile.md, 128 at once."""
 ROW_SECONDS = 65e-6
