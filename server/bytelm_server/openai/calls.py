@@ -36,9 +36,9 @@ class ModelNotFound(CallError):
 
 
 class Refused(CallError):
-    """What is wrong with one field of the call."""
+    """What is wrong with one field of the call; ``code`` is the error's own."""
 
-    status, type = 400, "invalid_request"
+    status, type, code = 400, "invalid_request", "invalid_value"
 
     def __init__(self, found: ErrorDetail) -> None:
         super().__init__(found["message"], found["param"])
