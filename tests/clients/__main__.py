@@ -104,7 +104,8 @@ def main() -> int:
             return failed
         model = str(models.resolve(given.model, progress=say))
         say("calling a server on a real model")
-        with peers.served(model, "--keys-file", str(keys)) as url:
+        flags = ["--keys-file", str(keys), "--server-log-level", "WARNING"]
+        with peers.served(model, *flags) as url:
             return max(failed, tried(url, key, 1e-3, arguments))
 
 
