@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 
 from bytelm.logprobs import EOS, EOT, SIZE, LazyByteProbs
 from bytelm.vocab import ByteVocab
-from bytelm_server.openai.spelling import LEAST, Noted, Spelled, Token, eos_name, noting
+from bytelm_server.openai.spelling import LEAST, Noted, Spelled, Token, eos_name, names_of, noting
+
+NAMES = names_of(ByteVocab.from_bytes([b"a"]))
 
 
 def notes(data: bytes) -> list[Noted]:
@@ -19,7 +21,7 @@ def notes(data: bytes) -> list[Noted]:
 @given(st.text().map(str.encode) | st.binary(), st.lists(st.integers(0, 99), max_size=8))
 def test_tokens_stand_at_the_characters_of_the_text(data: bytes, cuts: list[int]) -> None:
     bounds = [0, *sorted(c % (len(data) + 1) for c in cuts), len(data)]
-    spelled, whole = Spelled("<eos>"), ""
+    spelled, whole = Spelled(NAMES), ""
     tokens: list[Token] = []
     for start, stop in itertools.pairwise(bounds):
         last = stop == len(data) and start == bounds[-2]
@@ -42,7 +44,7 @@ def test_tokens_stand_at_the_characters_of_the_text(data: bytes, cuts: list[int]
 
 def test_eos_stands_behind_all() -> None:
     ends = Noted(EOS, -1.0, ())
-    text, tokens = Spelled("<eos>").take(b"a\xc3", [*notes(b"a\xc3"), ends], last=True)
+    text, tokens = Spelled(NAMES).take(b"a\xc3", [*notes(b"a\xc3"), ends], last=True)
     assert text == "a\ufffd"
     assert [(t.name, t.offset, t.data) for t in tokens] == [
         ("a", 0, 97),

@@ -5,6 +5,7 @@ it, and hints, are accepted.
 """
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 
@@ -149,8 +150,9 @@ def _prompt(value: Any, of: str = "") -> Prompt:
     begins = bool(value) and type(value[0]) is int and value[0] == BEGINNING
     ids = value[1:] if begins else value
     # bool is an int in Python, but no number in JSON.
-    if set(map(type, ids)) <= {int} and all(0 <= b < BEGINNING for b in ids):
-        return Prompt(bytes(ids), begins)
+    if set(map(type, ids)) <= {int}:
+        with suppress(ValueError):
+            return Prompt(bytes(ids), begins)
     i = next(i for i, b in enumerate(ids) if type(b) is not int or not 0 <= b < BEGINNING)
     raise PydanticCustomError(
         "prompt",

@@ -17,10 +17,11 @@ from bytelm.errors import InputError, RowError
 from bytelm.generation import Generated, generate
 from bytelm.logprobs import LazyByteProbs
 from bytelm.token_sampling import sample
+from bytelm_server import pace
 from bytelm_server.errors import CallError, ErrorDetail, input_detail
 from bytelm_server.openai import bodies
 from bytelm_server.openai.answers import CompletionUsage
-from bytelm_server.openai.spelling import Noted, Spelled, Token, eos_name, noting
+from bytelm_server.openai.spelling import Noted, Spelled, Token, names_of, noting
 from bytelm_server.service import ByteService, Run, concurrently
 from bytelm_server.streams import Events, Made
 
@@ -138,7 +139,7 @@ class OpenAIWork(ABC):
         self.service = service
         self.most = most
         self.steps = steps
-        self.eos = eos_name(service.lm.vocab)
+        self.names = names_of(service.lm.vocab)
         self._body = body
         self._names = names
         self._prompts = prompts
@@ -169,14 +170,17 @@ class OpenAIWork(ABC):
 
     def begun(self, index: int) -> tuple[Spelled, tuple[str, list[Token]]]:
         """What the texts after a prompt begin with."""
-        return Spelled(self.eos), ("", [])
+        return Spelled(self.names), ("", [])
 
     async def answer(self, cache_salt: str | None = None) -> dict[str, Any]:
         """The whole answer."""
         with naming(self._names[0]):
             run = await self.service.run(self._body, cache_salt)
             await self.work(run)
-        choices = [self._telling(*place).event(self._made[place]) for place in sorted(self._made)]
+        choices = []
+        for place in sorted(self._made):
+            await pace.turn()
+            choices.append(self._telling(*place).event(self._made[place]))
         return {**self._frame, "choices": choices, "usage": _usage(run)}
 
     async def events(self, cache_salt: str | None = None) -> Events:

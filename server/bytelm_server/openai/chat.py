@@ -12,7 +12,7 @@ from bytelm_server.errors import FieldError
 from bytelm_server.openai.answers import ChatLogprobs, ChatToken, TopToken
 from bytelm_server.openai.bodies import ChatCall
 from bytelm_server.openai.calls import OpenAIWork
-from bytelm_server.openai.spelling import Token, name_of
+from bytelm_server.openai.spelling import Token
 from bytelm_server.service import ByteService, Run
 
 
@@ -88,4 +88,4 @@ class Chatting(OpenAIWork):
 
     def _token(self, symbol: int, logprob: float) -> TopToken:
         data = None if symbol == EOS else [symbol]
-        return TopToken(token=name_of(symbol, self.eos), logprob=logprob, bytes=data)
+        return TopToken(token=self.names[symbol], logprob=logprob, bytes=data)

@@ -14,7 +14,7 @@ from bytelm_server.contexts import ContextIn
 from bytelm_server.openai.answers import CompletionChoice, CompletionLogprobs
 from bytelm_server.openai.bodies import CompletionCall
 from bytelm_server.openai.calls import OpenAIWork, naming
-from bytelm_server.openai.spelling import LEAST, Noted, Spelled, Token, name_of, noting
+from bytelm_server.openai.spelling import LEAST, Noted, Spelled, Token, noting
 from bytelm_server.service import ByteService, Run, concurrently
 
 
@@ -86,13 +86,13 @@ class Completing(OpenAIWork):
 
     def begun(self, index: int) -> tuple[Spelled, tuple[str, list[Token]]]:
         """The prompt, where it is wanted."""
-        spelled = Spelled(self.eos)
+        spelled = Spelled(self.names)
         prompt = self._prompted[index]
         if not self._echoes:
             return spelled, ("", [])
         text, tokens = spelled.take(prompt.data, self._scored[index])
         if prompt.begins and self.most is not None:
-            tokens.insert(0, Token(self.eos, 0, None, None))
+            tokens.insert(0, Token(self.names[EOS], 0, None, None))
         return spelled, (text, tokens)
 
     def choice(
@@ -114,8 +114,10 @@ class Completing(OpenAIWork):
 
     def _best(self, noted: Noted) -> dict[str, float]:
         """The best, and, last where it is not among them, the byte itself."""
-        best = {name_of(b, self.eos): logprob for b, logprob in noted.top}
-        return {**best, name_of(noted.symbol, self.eos): noted.logprob}
+        names = self.names
+        best = {names[b]: logprob for b, logprob in noted.top}
+        best.setdefault(names[noted.symbol], noted.logprob)
+        return best
 
     def _place(self, index: int) -> str:
         return "prompt" if len(self._prompted) == 1 else f"prompt[{index}]"

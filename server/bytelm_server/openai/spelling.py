@@ -5,6 +5,7 @@ Bytes below 0x80 are tokens by their character; others, which are no whole chara
 """
 
 import codecs
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -46,20 +47,16 @@ def noting(most: int) -> Callable[[LazyByteProbs, int], Noted]:
     """Notes the log-probability of each symbol and so many of the best in its place."""
 
     def note(q: LazyByteProbs, symbol: int) -> Noted:
-        ps = q.ps
-        best: Sequence[int] = ()
-        if most:
-            # EOT is never among the best: it has no probability, and comes behind all bytes.
-            best = [int(b) for b in np.argsort(-ps, kind="stable")[: most + 1] if b != EOT][:most]
-        top = tuple((b, finite(ps[b])) for b in best)
-        return Noted(symbol, finite(ps[symbol]), top)
+        ps = np.maximum(q.ps, LEAST)
+        ps[EOT] = -math.inf  # which no text has
+        if not most:
+            return Noted(symbol, float(ps[symbol]), ())
+        best = np.argsort(-ps, kind="stable")[:most]
+        return Noted(
+            symbol, float(ps[symbol]), tuple(zip(best.tolist(), ps[best].tolist(), strict=True))
+        )
 
     return note
-
-
-def finite(logprob: float) -> float:
-    """A log-probability as JSON has it."""
-    return max(float(logprob), LEAST)
 
 
 def eos_name(vocab: ByteVocab) -> str:
@@ -68,11 +65,10 @@ def eos_name(vocab: ByteVocab) -> str:
     return (vocab.token_text[ids[0]] if ids else "") or "<eos>"
 
 
-def name_of(symbol: int, eos: str) -> str:
-    """How a byte or EOS is written."""
-    if symbol == EOS:
-        return eos
-    return chr(symbol) if symbol < 0x80 else f"bytes:\\x{symbol:02x}"
+def names_of(vocab: ByteVocab) -> list[str]:
+    """How each byte and EOS is written, by its symbol."""
+    names = [chr(b) if b < 0x80 else f"bytes:\\x{b:02x}" for b in range(256)]
+    return [*names, "", eos_name(vocab)]
 
 
 class Spelled:
@@ -81,11 +77,11 @@ class Spelled:
     Bytes that are no UTF-8 become U+FFFD, as Python's own decoder replaces them.
 
     Args:
-        eos: the name of EOS.
+        names: how each byte and EOS is written.
     """
 
-    def __init__(self, eos: str) -> None:
-        self._eos = eos
+    def __init__(self, names: Sequence[str]) -> None:
+        self._names = names
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._state = utf8.BOUNDARY
         self._characters = 0
@@ -116,12 +112,12 @@ class Spelled:
         if last and self._open:
             self._close(tokens)
         if len(noted) > len(data):
-            tokens.append(Token(self._eos, self._characters, None, noted[-1]))
+            tokens.append(Token(self._names[EOS], self._characters, None, noted[-1]))
         return text, tokens
 
     def _close(self, tokens: list[Token]) -> None:
         """Give out the bytes of one character."""
         for b, note in self._open:
-            tokens.append(Token(name_of(b, self._eos), self._characters, b, note))
+            tokens.append(Token(self._names[b], self._characters, b, note))
         self._open.clear()
         self._characters += 1
