@@ -5,54 +5,44 @@ Must not know HTTP; a route hands in a checked body and gets the answer's body b
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import aclosing, suppress
-from dataclasses import replace
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from bytelm.beam import BeamParams, ByteBeamState
+from bytelm.beam import ByteBeamState
 from bytelm.canonical_paths import CanonicalPaths
-from bytelm.context import ChatTemplate, begin
+from bytelm.context import ChatTemplate
 from bytelm.draws import Draw
 from bytelm.errors import BeamError, ContextTooLong, InputError, MethodError, VocabError
-from bytelm.generation import Generated, Piece, collect, generate
+from bytelm.generation import Generated, collect, generate
 from bytelm.logprobs import EOS, LazyByteProbs
 from bytelm.prefill import JOINED, TrunkFinder
 from bytelm.rows import RowSource
-from bytelm.score import Score, score, score_all
+from bytelm.score import Score, score_all
 from bytelm.settings import ServerSettings
 from bytelm.threads import in_thread
 from bytelm.token_lm import AsyncTokenLM
 from bytelm.token_sampling import by_tokens, sample
 from bytelm.trie import TokenTrie
 from bytelm.vocab import ByteVocab
-from bytelm_server import answers, pace, requests
-from bytelm_server.contexts import BytesIn, ContextIn, Given
-from bytelm_server.counting import CountingLM, counting, usage_of
-from bytelm_server.errors import FieldError, item_detail
+from bytelm_server import answers, requests
+from bytelm_server.contexts import BytesIn, ContextIn
+from bytelm_server.counting import CountingLM
+from bytelm_server.errors import FieldError
 from bytelm_server.limits import Limits
+from bytelm_server.run import Run
 from bytelm_server.shares import Shares
-from bytelm_server.streams import Channel, Events, Made, TextEvents
+from bytelm_server.streams import Events
 from bytelm_server.vocabulary import VocabBody
 
 T = TypeVar("T")
 
 
-class Telling(Protocol):
-    """Makes events of one text."""
-
-    def event(self, piece: Made) -> Mapping[str, Any] | None:
-        """The event of the next piece; None where there is nothing to tell yet."""
-
-
-TextOf = Callable[[int, int], Telling]
-"""From the place of a context in the call, and of a sample among its own, to who tells of it."""
-
-Work = Callable[["Run", ByteBeamState, int], Coroutine[Any, Any, list[Any]]]
+Work = Callable[[Run, ByteBeamState, int], Coroutine[Any, Any, list[Any]]]
 """From one context's state and its place in the call to its results."""
 
 
@@ -282,7 +272,7 @@ class ByteService:
         return run.answer(results)
 
     async def _scored(
-        self, run: "Run", call: requests.ScoreCall, texts: Sequence[bytes]
+        self, run: Run, call: requests.ScoreCall, texts: Sequence[bytes]
     ) -> list[Score | InputError]:
         """The scores of continuations, or what is wrong with each."""
         finder, most = TrunkFinder.of(self.lm.vocab), self.lm.max_context_tokens
@@ -317,7 +307,7 @@ class ByteService:
         return [outcomes[i] for i in range(len(texts))]
 
     async def _for_each_context(
-        self, run: "Run", call: requests.ContextCall, work: Work, n: int | None = None
+        self, run: Run, call: requests.ContextCall, work: Work, n: int | None = None
     ) -> answers.Answer[Any]:
         """The results of ``work`` on every context of a call, each context's ``n`` side by side."""
         self.limits.check_contexts(call.count)
@@ -342,7 +332,7 @@ class ByteService:
             results = await concurrently(one_of_several(item, index) for index, item in items)
         return run.answer([result for each in results for result in each])
 
-    async def run(self, call: requests.BeamCall, cache_salt: str | None) -> "Run":
+    async def run(self, call: requests.BeamCall, cache_salt: str | None) -> Run:
         """Raises what is wrong with the beam before anything else is looked at."""
         params = self.limits.beam_params(call.beam)
         if params.special_tokens == "literal":
@@ -352,135 +342,6 @@ class ByteService:
         except BeamError as error:
             raise FieldError(str(error), "beam.eos_tokens") from error
         return Run(self, params, call.prefill, cache_salt)
-
-
-class Run:
-    """One call at work.
-
-    Attributes:
-        lm: the model, as the call uses it.
-        turn: taken while a text is worked on, so that a large call does not do all at once.
-    """
-
-    def __init__(
-        self, service: ByteService, params: BeamParams, prefill: str, cache_salt: str | None
-    ) -> None:
-        self.lm = counting(service.lm, cache_salt, service.shares)
-        self.turn = asyncio.Semaphore(service.settings.concurrency)
-        self._told: _Told | None = None
-        self._service = service
-        self._params = params
-        self._prefill = prefill
-
-    async def begun(self, given: Given, place: str) -> ByteBeamState:
-        """The state after a context."""
-        async with self.turn:
-            await pace.turn()
-            vocab = self.lm.vocab
-            context = await given.context(vocab, self._service.chat_template, place)
-            self._service.limits.check_context(context, self._prefill)
-            state = await begin(self.lm, self._params, context, mode=self._prefill)
-            self.lm.bytes_in += context.length
-            return state
-
-    def keep_at_most(self, tokens: int | None) -> None:
-        """Let states keep only so many tokens, the last ones; None for the model's limit."""
-        if tokens is not None:
-            self._params = replace(self._params, max_context_length=tokens)
-
-    def events(
-        self, work: Coroutine[Any, Any, Any], results: int, text_of: TextOf = TextEvents
-    ) -> Events:
-        """What ``work`` generates in this run, so many texts, as it comes.
-
-        Args:
-            work: generates them, by ``generated``.
-            results: how many there will be.
-            text_of: tells of a text, by its context and sample.
-        """
-        self._told = _Told(self, results, text_of)
-        return self._told.channel.of(work)
-
-    async def generated(
-        self, pieces: AsyncIterator[Piece[Any]], index: int, sample: int = 0
-    ) -> Generated[Any]:
-        """A continuation of a state: of which context, and which of its samples."""
-        async with self.turn:
-            await pace.turn()
-            pieces = self._counted(pieces)
-            if self._told is not None:
-                pieces = self._told.passing(pieces, index, sample)
-            return await collect(pieces)
-
-    async def _counted(self, pieces: AsyncIterator[Piece[Any]]) -> AsyncIterator[Piece[Any]]:
-        async for piece in pieces:
-            self.lm.bytes_out += len(piece.data)
-            yield piece
-
-    async def failed(
-        self,
-        index: int,
-        error: InputError | ValidationError,
-        place: str,
-        sample: int | None = None,
-    ) -> answers.ItemError:
-        """What stands in a result's place: of which item, and which of its samples."""
-        result = answers.ItemError(index=index, error=item_detail(error, place))
-        if sample is not None:
-            result["sample"] = sample
-        if self._told is not None:
-            event = answers.ErrorEvent(index=index, sample=sample or 0, error=result["error"])
-            await self._told.last_of_one(event)
-        return result
-
-    async def scored(self, state: ByteBeamState, text: bytes, eos: bool) -> Score | InputError:
-        """The score of one continuation, or what is wrong with it."""
-        async with self.turn:
-            try:
-                return await score(state, text, eos=eos)
-            except InputError as error:
-                return error
-
-    def answer(self, results: list[Any]) -> answers.Answer[Any]:
-        """The answer's body."""
-        return answers.Answer(results=results, usage=usage_of(self.lm))
-
-
-class _Told:
-    """What a stream tells of a run's texts while they grow.
-
-    Args:
-        run: the run.
-        results: how many texts there will be; the last event of the last one has the usage.
-        text_of: tells of each.
-    """
-
-    def __init__(self, run: Run, results: int, text_of: TextOf) -> None:
-        self.channel = Channel()
-        self._run = run
-        self._left = results
-        self._text_of = text_of
-
-    async def passing(
-        self, pieces: AsyncIterator[Piece[Any]], index: int, sample: int
-    ) -> AsyncIterator[Piece[Any]]:
-        """The pieces of one text, each of which has been told."""
-        text = self._text_of(index, sample)
-        async for piece in pieces:
-            event = text.event(piece)
-            if piece.finish_reason is not None:
-                assert event is not None
-                await self.last_of_one(event)
-            elif event is not None:
-                await self.channel.put(event)
-            yield piece
-
-    async def last_of_one(self, event: Mapping[str, Any]) -> None:
-        """Tell the last event of one text."""
-        self._left -= 1
-        if not self._left:
-            event = {**event, "usage": usage_of(self._run.lm)}
-        await self.channel.put(event)
 
 
 def next_bytes(ps: NDArray[np.float64], top: int | None) -> Any:

@@ -108,7 +108,7 @@ HOSTILE: dict[str, Request] = {
         COMPLETE, prompt="a", max_tokens=40, n=1000, logprobs=20, stream=True
     ),
     "a chat of a megabyte": call(COMPLETE_CHAT, **chat(ENGLISH)),
-    "thousands of parts": call(
+    "a thousand parts": call(
         COMPLETE_CHAT,
         messages=[{"role": "user", "content": [{"type": "text", "text": "a"}] * 7000}],
     ),

@@ -22,7 +22,8 @@ from bytelm_server.errors import CallError, ErrorDetail, input_detail
 from bytelm_server.openai import bodies
 from bytelm_server.openai.answers import CompletionUsage
 from bytelm_server.openai.spelling import Noted, Spelled, Token, names_of, noting
-from bytelm_server.service import ByteService, Run, concurrently
+from bytelm_server.run import Run
+from bytelm_server.service import ByteService, concurrently
 from bytelm_server.streams import Events, Made
 
 DEFAULT = "default"

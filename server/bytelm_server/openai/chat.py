@@ -13,7 +13,8 @@ from bytelm_server.openai.answers import ChatLogprobs, ChatToken, TopToken
 from bytelm_server.openai.bodies import ChatCall
 from bytelm_server.openai.calls import OpenAIWork
 from bytelm_server.openai.spelling import Token
-from bytelm_server.service import ByteService, Run
+from bytelm_server.run import Run
+from bytelm_server.service import ByteService
 
 
 @dataclass(frozen=True)

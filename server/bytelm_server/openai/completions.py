@@ -15,7 +15,8 @@ from bytelm_server.openai.answers import CompletionChoice, CompletionLogprobs
 from bytelm_server.openai.bodies import CompletionCall
 from bytelm_server.openai.calls import OpenAIWork, naming
 from bytelm_server.openai.spelling import LEAST, Noted, Spelled, Token, noting
-from bytelm_server.service import ByteService, Run, concurrently
+from bytelm_server.run import Run
+from bytelm_server.service import ByteService, concurrently
 
 
 class Completing(OpenAIWork):
