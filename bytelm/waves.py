@@ -139,7 +139,7 @@ class KnownWalk(Walk[S]):
         super().__init__(state.on(self._fetched), text)
         self._reports = reports
         self._anchor = self._state._anchor
-        self._known_to = 0
+        self._known_to = self._forgot_at = 0
         self._trust = TRUST
         self._guessed: dict[Path, int] = {}
         row_bytes = 4 * self._lm.vocab.size
@@ -188,7 +188,7 @@ class KnownWalk(Walk[S]):
         passed = [path for path, place in self._guessed.items() if place < here]
         right = sum(path in self._fetched.used for path in passed)
         if passed:
-            self._trust = max(4, 2 * self._trust if right > len(passed) / 2 else right)
+            self._trust = max(1, 2 * self._trust if right > len(passed) / 2 else right)
         return self._trust
 
     async def _canonical(self, most: int) -> dict[Path, int]:
@@ -241,7 +241,13 @@ class KnownWalk(Walk[S]):
             fetched.places.update((path, contexts[path]) for path in new)
 
     def _let_go(self) -> None:
-        """Forgets the rows of places behind the walk."""
+        """Forgets the rows of places behind the walk, once it has moved.
+
+        Until then it may need again, together with others, what it asked for far back.
+        """
+        if self._at == self._forgot_at:
+            return
+        self._forgot_at = self._at
         fetched, least = self._fetched, len(self._state._text) - BEHIND
         for path in [path for path, place in fetched.places.items() if place < least]:
             del fetched.rows[path], fetched.places[path]

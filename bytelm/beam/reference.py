@@ -121,11 +121,7 @@ class ReferenceState:
         return replace(self, kept=tuple(kept), rest=rest)
 
     def __lshift__(self, b: int) -> Self:
-        """The state after a byte or EOS.
-
-        Raises:
-            EmptyBeam: when nothing can go on with it.
-        """
+        """The state after a byte or EOS; EmptyBeam when nothing can go on with it."""
         if self.params.deferred:
             opened, others = self._open()
         else:
@@ -147,10 +143,7 @@ class ReferenceState:
         return replace(after, kept=ranked(kept))
 
     def _beside(self, opened: Sequence[Candidate]) -> tuple[list[Item], float]:
-        """The items and the remainder beside candidates, one of which may be the last resort.
-
-        An item that it begins with would give it a second time: it has a share in the remainder.
-        """
+        """Items and remainder; of items that would give the last resort again, it has the share."""
         begun = [i for i in self.items if any(o.path[: len(i.path)] == i.path for o in opened)]
         rest = log_sum([self.rest, *(i.share for i in begun)])
         return [i for i in self.items if i not in begun], rest
@@ -297,11 +290,7 @@ def log_sum(weights: Iterable[float]) -> float:
 
 
 def normalised(total: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The logarithms of shares.
-
-    Raises:
-        EmptyBeam: when there is nothing to share.
-    """
+    """The logarithms of shares; EmptyBeam when there is nothing to share."""
     if not total.any():
         raise EmptyBeam("nothing can follow")
     with np.errstate(divide="ignore"):

@@ -235,15 +235,14 @@ async def test_a_beam_that_fills_the_model_ends_with_what_it_had():
     k=st.sampled_from([1, 2, 3, None]),
     threshold=st.sampled_from([0.0, 0.05, 0.5, 0.9]),
     deferred=st.booleans(),
-    heal=st.booleans(),
     drawn=st.booleans(),
     valid_utf8=st.booleans(),
 )
 async def test_no_beam_fails_at_the_models_limit(
-    seed, most, k, threshold, deferred, heal, drawn, valid_utf8
+    seed, most, k, threshold, deferred, drawn, valid_utf8
 ):
     """Where a candidate ought to be extended but cannot, whatever else is left of the beam."""
-    params = BeamParams(k, threshold, deferred=deferred, heal=heal)
+    params = BeamParams(k, threshold, deferred=deferred)
     vocab = toy_vocab([b"ab", b"ba", b"aab", b"bbb", b"abab"])
     lm = StubLM(vocab, seed, max_context_tokens=most, silent=vocab.eos_token_ids)
     state = await ByteBeamState.initial(lm, params)
