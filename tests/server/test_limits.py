@@ -79,14 +79,15 @@ async def evaluations(http: httpx.AsyncClient) -> int:
 
 
 SEVERAL = [f"{i} " for i in range(8)]
+COMPLETION = {"prompt": SEVERAL, "max_tokens": 64, "temperature": 0}
 
 
 @pytest.mark.parametrize(
     ("path", "body"),
     [
         ("/v1/greedy", {"contexts": SEVERAL, "steps": 64}),
-        ("/v1/completions", {"prompt": SEVERAL, "max_tokens": 64, "temperature": 0}),
-        ("/v1/completions", {"prompt": "a" * 99, "echo": True, "logprobs": 0}),
+        ("/v1/completions", COMPLETION),
+        ("/v1/completions", {**COMPLETION, "echo": True, "logprobs": 0}),
     ],
 )
 async def test_a_call_past_its_deadline_is_stopped(
