@@ -6,7 +6,7 @@ This module must not know tokens, tries or beams.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Generic, Self, TypeVar
 
 from bytelm.draws import Choose, Draw, chooser
@@ -101,6 +101,22 @@ class StatefulByteLM(ABC):
             share: how many walks like this there are at a time; they share what is held for them.
         """
         return Walk(self, text)
+
+    async def rows(self, bs: bytes | Iterable[int]) -> AsyncIterator[LazyByteProbs]:
+        """The distributions before each of some bytes that are known, and behind the last.
+
+        What a score reads; one more than there are bytes.
+
+        Raises:
+            ByteError: when one of them is not in 0..255.
+            EmptyBeam: when nothing continues with one of them.
+        """
+        text = checked_bytes(bs)
+        walk = self.through(text)
+        yield await walk.logp_next()
+        for _ in text:
+            await walk.advance()
+            yield await walk.logp_next()
 
     async def check_room(self, bs: bytes) -> None:
         """Refuses bytes that cannot fit behind the state; evaluates nothing. By default never.

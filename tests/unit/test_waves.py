@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from bytelm import waves
 from bytelm.beam import BeamParams, ByteBeamState
 from bytelm.draws import Draw
+from bytelm.ensemble import Ensemble
 from bytelm.logprobs import EOS
 from bytelm.testing import StubLM, merging_vocab
 from bytelm.waves import KnownWalk
@@ -159,3 +160,19 @@ async def test_the_end_of_a_text_is_reported_too():
     for _ in range(20):
         await walk.advance()
     assert (await walk.logp_next())[EOS] == (await walk.state.logp_next())[EOS] > -np.inf
+
+
+@pytest.mark.parametrize("text", [b"", b"ab", b"abc ab cab bca " * 3])
+async def test_rows_are_those_of_the_walk(text):
+    state = await initial(StubLM(VOCAB), K=3, prune_threshold=0.01, deferred=True)
+    want, _ = await walked(state, text)
+    have = [q.ps.tolist() async for q in state.rows(text)]
+    assert have == [ps.tolist() for ps in want]
+
+
+async def test_rows_of_an_ensemble_are_those_of_its_walk():
+    one, other = [await initial(StubLM(VOCAB, seed), K=3, deferred=True) for seed in (1, 2)]
+    state = Ensemble([one, other])
+    text = b"abc ab cab bca abc"
+    want, _ = await walked(state, text)
+    assert [q.ps.tolist() async for q in state.rows(text)] == [ps.tolist() for ps in want]
