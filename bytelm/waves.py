@@ -29,6 +29,7 @@ from bytelm.byte_lm import Walk
 from bytelm.errors import BytelmError, VocabError
 from bytelm.joined import Joined, results
 from bytelm.logprobs import LazyByteProbs
+from bytelm.read_ahead import is_idle
 from bytelm.rows import TINY
 from bytelm.stand_in import FLATNESS
 from bytelm.threads import by_length
@@ -47,8 +48,8 @@ MEMORY = 160 * 2**20
 """How many bytes the rows of one text take at most, unless so few rows take more."""
 LEAST = 32
 """There is room for so many rows whatever they take."""
-AT_ONCE = 64
-"""So many evaluations of a walk are under way at most: others' wait behind them."""
+ALONE, BESIDE = 64, 16
+"""So many evaluations of a walk are under way at most, alone and where others have some, too."""
 TRUST = 128
 """So many rows are fetched at first because a guess asked for them."""
 BEHIND = 64
@@ -142,7 +143,6 @@ class KnownWalk(Walk[S]):
         self._reports = reports
         self._anchor = self._state._anchor
         self._known_to = self._forgot_at = 0
-        self._turn = asyncio.Semaphore(AT_ONCE)
         self._trust = TRUST
         self._guessed: dict[Path, int] = {}
         row_bytes = 4 * self._lm.vocab.size
@@ -239,12 +239,13 @@ class KnownWalk(Walk[S]):
         new = [path for path in contexts if path not in fetched.rows]
         if new:
             self.waves.append(len(new))
-            asked = [Joined(self._evaluated(path)) for path in new]
+            turn = asyncio.Semaphore(ALONE if is_idle(self._lm) else BESIDE)
+            asked = [Joined(self._evaluated(path, turn)) for path in new]
             fetched.rows.update(zip(new, await results(asked), strict=True))
             fetched.places.update((path, contexts[path]) for path in new)
 
-    async def _evaluated(self, path: Path) -> NDArray[np.float32]:
-        async with self._turn:
+    async def _evaluated(self, path: Path, turn: asyncio.Semaphore) -> NDArray[np.float32]:
+        async with turn:
             return await self._lm.next_token_logprobs(path)
 
     def _let_go(self) -> None:

@@ -122,16 +122,26 @@ async def test_a_few_waves_take_the_place_of_many_evaluations(tokenizations):
     text = await likely_text(400)
     params = {"K": 3, "prune_threshold": 0.01, "tokenizations": tokenizations, "deferred": True}
     lm, plain = _Slow(VOCAB), _Slow(VOCAB)
+    lm.is_idle = True
     _, _, walk = await in_waves(await initial(lm, **params), text)
     await walked(await initial(plain, **params), text)
-    assert sum(walk.waves) == lm.evaluations > lm.most == waves.AT_ONCE
+    assert sum(walk.waves) == lm.evaluations
     assert lm.asked < plain.asked / 10
     assert lm.evaluations < 2 * plain.evaluations
+
+
+@pytest.mark.parametrize(("is_idle", "most"), [(True, waves.ALONE), (False, waves.BESIDE)])
+async def test_others_evaluations_wait_behind_few(is_idle, most):
+    lm = _Slow(VOCAB)
+    lm.is_idle = is_idle
+    await in_waves(await initial(lm, K=3, prune_threshold=0.01), await likely_text(400))
+    assert lm.most == most
 
 
 async def test_an_exact_prefill_comes_in_waves():
     text = await likely_text(200)
     lm, plain = _Slow(VOCAB), _Slow(VOCAB)
+    lm.is_idle = True
     params = {"K": 3, "prune_threshold": 0.01}
     have = await (await initial(lm, **params)).prefill(text, mode="exact")
     want = await initial(plain, **params)
