@@ -31,8 +31,9 @@ from bytelm_client import (
     segments,
     special,
 )
+from tests.shm import left, mapped_by
 
-ALL_GONE_SECONDS = 10.0
+ALL_GONE_SECONDS = 60.0
 README = Path(__file__).parents[2] / "README.md"
 
 
@@ -108,17 +109,8 @@ def ended_in_order(served: Served) -> bool:
     return "Traceback" not in said and "ended at once" not in said
 
 
-def shared_memory() -> set[str]:
-    return {p.name for p in Path("/dev/shm").iterdir() if p.name.startswith(("bytelm", "psm_"))}
-
-
 @pytest.fixture(scope="module")
-def memory_before() -> set[str]:
-    return shared_memory()
-
-
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory, memory_before: set[str]) -> Iterator[Served]:
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     served = start(tmp_path_factory.mktemp("served"), "--port", "0", "--vllm-metrics")
     try:
         served.wait_until_ready()
@@ -365,45 +357,44 @@ def test_it_writes_nothing_on_stderr_but_its_steps_and_its_log(served: Served) -
     assert all(json.loads(line)["level"] for line in lines if line.startswith("{"))
 
 
-def test_ctrl_c_ends_all_processes_and_leaves_nothing(
-    served: Served, memory_before: set[str]
-) -> None:
+def test_ctrl_c_ends_all_processes_and_leaves_nothing(served: Served) -> None:
     assert len(served.members()) > 1, "the engine has processes of its own"
+    shared = mapped_by(served.members())
+    assert shared
     os.killpg(served.process.pid, signal.SIGINT)
     served.wait_until_gone()
     assert served.process.returncode == 130
-    assert shared_memory() <= memory_before
+    assert left(shared) == []
     assert ended_in_order(served)
 
 
-def test_sigterm_to_the_server_alone_ends_all_processes_in_order(
-    tmp_path: Path, memory_before: set[str]
-) -> None:
+def test_sigterm_to_the_server_alone_ends_all_processes_in_order(tmp_path: Path) -> None:
     served = start(tmp_path)
     try:
         served.wait_until_ready()
         assert len(served.members()) > 1
+        shared = mapped_by(served.members())
+        assert shared
         served.process.terminate()
         served.wait_until_gone()
         assert served.process.returncode == 0
-        assert shared_memory() <= memory_before
+        assert left(shared) == []
         assert ended_in_order(served)
     finally:
         kill(served)
 
 
-def test_sigterm_while_the_engine_starts_ends_all_processes(
-    tmp_path: Path, memory_before: set[str]
-) -> None:
+def test_sigterm_while_the_engine_starts_ends_all_processes(tmp_path: Path) -> None:
     served = start(tmp_path)
     try:
         while not any("EngineCore" in p.name() for p in served.members()):
             assert served.process.poll() is None
             time.sleep(0.1)
+        shared = mapped_by(served.members())
         served.process.terminate()
         served.wait_until_gone()
         assert served.process.returncode == 0
-        assert shared_memory() <= memory_before
+        assert left(shared) == []
         assert ended_in_order(served)
     finally:
         kill(served)
