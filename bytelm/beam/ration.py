@@ -15,9 +15,9 @@ from bytelm.beam.params import BeamParams
 
 RATION = 24
 """Evaluations of one walk, those in advance included."""
-MOST = 32
+MOST = 25
 """With so many evaluations, those in advance included, a walk ends: only the canonical goes on."""
-LATE = 8
+LATE = 4
 """Evaluations that may come late at one byte: of deferred items, and of a last resort."""
 NARROW = 0.5
 """The threshold of a walk that took more than its share."""

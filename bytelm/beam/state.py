@@ -917,7 +917,7 @@ class ByteBeamState(StatefulByteLM):
             return state._keeping(kept)
         before = base._at(trunk)
         known = Known(*before._roots[0], ROOT)
-        return await before._canonical_behind(known, trunk.rest, 0) or state
+        return await before._canonical_behind(known, trunk, 0) or state
 
     def _halved(self, text: bytes) -> tuple[Self, bytes]:
         """The beginning of a state, and what it is to consume, in half as many tokens as fit.
@@ -979,7 +979,7 @@ class ByteBeamState(StatefulByteLM):
             ration = RATION - len(submitted)
             for at, b in enumerate(trunk.rest):
                 if self.params.prune_threshold and len(submitted) + state.source.asked > MOST:
-                    ended = await state._canonical_behind(known, trunk.rest, at)
+                    ended = await state._canonical_behind(known, trunk, at)
                     if ended is not None:
                         state = ended
                         break
@@ -1008,27 +1008,30 @@ class ByteBeamState(StatefulByteLM):
         state._is_weighed = False
         return state
 
-    async def _canonical_behind(self, known: Known, rest: bytes, at: int) -> Self | None:
+    async def _canonical_behind(self, known: Known, trunk: Trunk, at: int) -> Self | None:
         """The state behind all of a rest, of which ``at`` bytes are walked, without further walk.
 
         The rest's canonical tokenization goes on, with its exact weight; all else is deferred.
 
         Args:
-            known: the tokens before the rest.
-            rest: the bytes behind the trunk.
-            at: how many of them this state has consumed.
+            known: the trunk's tokens.
+            trunk: what the rest is behind of.
+            at: how many bytes of the rest this state has consumed.
 
         Returns:
             The state; None if the tokenization has no probability or does not fit.
         """
-        source = self.source
-        length = len(known.path)
-        found = await canonical(source, length, rest, False, [known], self._fits)
-        if found is None:
+        source, rest = self.source, trunk.rest
+        *ended, last = trunk.rest_tokens
+        path, weight, partial = known.path, known.weight, source.vocab.token_bytes[last]
+        if not self._fits(len(path) + len(ended)):
             return None
-        path, weight, partial, row = found
+        for token in ended:
+            weight += (await source.evaluate(path)).log_prob(token)
+            path = (*path, token)
+        row = await source.evaluate(path)
         part = Part.of(path, weight, row, source.trie, source.trie.descend(partial))
-        if part is None:
+        if part is None or part.weight == -math.inf:
             return None
         state = self._joined([], _NONE, [part])
         if self.params.deferred:
