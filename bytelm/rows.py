@@ -354,6 +354,13 @@ class RowSource:
         source.asked = 0
         return source
 
+    def warm_up(self) -> None:
+        """Compiles what only rows need that reach far below float32."""
+        far = np.full(self.vocab.size, -200.0, np.float32)
+        far[self.trie.order[0]] = 0.0
+        for far.flags.writeable in (True, False):  # kinds of their own where code is compiled
+            self.read(far).piece(0, len(self.trie.order))
+
     async def evaluate(self, context: tuple[int, ...]) -> Row:
         """One evaluation of the tokens ``context``."""
         known = self._known.get(context)

@@ -178,3 +178,13 @@ def advance(
         new_mass[:alive],
         new_pieces,
     )
+
+
+def warm_up() -> None:
+    """Compiles what only beams with float64 pieces need: seconds, where nothing is cached."""
+    one, none = np.ones(1), np.zeros(1, np.int32)
+    candidates = one, none, np.zeros(1, np.int64), one, one
+    nodes, byte = np.zeros(2, np.int32), np.zeros(1, np.uint8)
+    mix_children(*candidates, none, none, nodes, byte, 0.0)
+    extensions(*candidates, none, none, np.zeros(1, np.uint32))
+    advance(*candidates, none, none, nodes, byte, 0)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from bytelm.beam import ByteBeamState
+from bytelm.beam import ByteBeamState, kernels
 from bytelm.canonical_paths import CanonicalPaths
 from bytelm.context import ChatTemplate
 from bytelm.draws import Draw
@@ -83,7 +83,9 @@ class ByteService:
         self._created = int(time.time())
 
     async def warm_up(self) -> None:
-        """Do what only the first call would have to wait for."""
+        """Do what only the first call would have to wait for, and others with it."""
+        await in_thread(RowSource(self.lm).warm_up)
+        await in_thread(kernels.warm_up)
         with suppress(VocabError):  # its canonical tokenizations are not known
             await in_thread(lambda: CanonicalPaths.of(self.lm.vocab).warm_up())
         state = await ByteBeamState.initial(self.lm, self.limits.beam_params(requests.Beam()))

@@ -1,6 +1,8 @@
 """What a call does to the model: how much at a time, and how often."""
 
 import asyncio
+import subprocess
+import sys
 from collections.abc import Sequence
 
 import numpy as np
@@ -60,3 +62,36 @@ async def test_a_large_call_leaves_others_their_turn() -> None:
     await service.greedy(small)
     assert not running.done()
     assert len((await running)["results"]) == 20
+
+
+COMPILED = """
+import asyncio, bytelm_server.service
+from bytelm import rows, trie
+from bytelm.beam import BeamParams, ByteBeamState, kernels
+from bytelm.settings import ServerSettings
+from bytelm.testing import StubLM
+from bytelm.vocab import ByteVocab
+
+def compiled():
+    found = [f for module in (rows, trie, kernels) for f in vars(module).values()]
+    return {f.__name__: len(f.signatures) for f in found if hasattr(f, "signatures")}
+
+async def main():
+    tokens = [b"", b"", *(bytes([b]) for b in range(256)), b"ab", b"abc"]
+    vocab = ByteVocab.from_bytes(tokens, bos_token_id=0, eos_token_ids=[1])
+    await bytelm_server.service.ByteService(StubLM(vocab), ServerSettings()).warm_up()
+    before = compiled()
+    for spread in (2.0, 40.0):
+        state = await ByteBeamState.initial(StubLM(vocab, spread=spread), BeamParams(3, 0.01))
+        state = await state.prefill(b"abcabcab", mode="exact")
+        await state.logp_next()
+    assert compiled() == before, (before, compiled())
+
+asyncio.run(main())
+"""
+
+
+def test_what_is_ready_has_compiled_what_rows_of_any_model_need() -> None:
+    """Else the first caller with a sharp one keeps all the others waiting for a second."""
+    done = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr.decode()
