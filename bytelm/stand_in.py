@@ -41,6 +41,7 @@ class StandIn:
         probs: float64 ``[257, 258]``: of each symbol, after each byte and at the start of a text;
             zero for bytes that no token has.
         endless: the same where nothing ends a text.
+        token_logprobs: float32 ``[vocab.size]``: of each token by its rank alone.
         is_closed: whether each byte of a token is a token, so that any bytes that the vocabulary
             can spell at all can follow each other.
     """
@@ -48,6 +49,8 @@ class StandIn:
     def __init__(self, vocab: ByteVocab) -> None:
         tokens = [data for data in vocab.token_bytes if data]
         weights = 1.0 / (np.arange(len(tokens)) + FLATNESS)
+        self.token_logprobs = np.full(vocab.size, -np.inf, np.float32)
+        self.token_logprobs[np.flatnonzero(vocab.sizes)] = np.log(weights / weights.sum())
         first, last, anywhere = np.zeros(256), np.zeros(256), np.zeros(256)
         pairs = np.zeros((START + 1, 256))
         for data, weight in zip(tokens, weights, strict=True):

@@ -46,6 +46,11 @@ class ByteVocab:
         """The number of ids, which is the width of the model's logits."""
         return len(self.token_bytes)
 
+    @cached_property
+    def sizes(self) -> tuple[int, ...]:
+        """How many bytes each token has."""
+        return tuple(map(len, self.token_bytes))
+
     @property
     def has_initial_context(self) -> bool:
         """Whether there is a token that contexts start with."""

@@ -29,15 +29,15 @@ from bytelm.byte_lm import Walk
 from bytelm.errors import BytelmError, VocabError
 from bytelm.joined import Joined, results
 from bytelm.logprobs import LazyByteProbs
+from bytelm.prefill import USUAL
 from bytelm.read_ahead import is_idle
-from bytelm.rows import TINY
-from bytelm.stand_in import FLATNESS
 from bytelm.threads import by_length
 from bytelm.token_lm import AsyncTokenLM
 
 if TYPE_CHECKING:
     from bytelm.beam.deferred import Path
     from bytelm.beam.state import ByteBeamState
+    from bytelm.rows import RowSource
 
 T = TypeVar("T")
 S = TypeVar("S", bound="ByteBeamState")
@@ -50,8 +50,6 @@ LEAST = 32
 """There is room for so many rows whatever they take."""
 ALONE, BESIDE = 64, 16
 """So many evaluations of a walk are under way at most, alone and where others have some, too."""
-TRUST = 128
-"""So many rows are fetched at first because a guess asked for them."""
 BEHIND = 64
 """Rows of places so many bytes behind the walk are let go."""
 TURN = 32
@@ -66,22 +64,31 @@ class _Missing(Exception):
 
 
 class _Fetched:
-    """A token LM of the rows that were fetched; it has no others."""
+    """A token LM of the rows that were fetched; it has no others.
+
+    Attributes:
+        rows: the rows by context.
+        places: how many bytes of the text the tokens of each are.
+        unread: those that nobody asked for yet.
+        read: how many were asked for, those that are gone included.
+    """
 
     def __init__(self, lm: AsyncTokenLM) -> None:
-        self.lm = lm
         self.vocab = lm.vocab
         self.max_context_tokens = lm.max_context_tokens
         self.rows: dict[Path, NDArray[np.float32]] = {}
         self.places: dict[Path, int] = {}
-        self.used: set[Path] = set()
+        self.unread: set[Path] = set()
+        self.read = 0
 
     async def next_token_logprobs(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
         """The row of a context that was fetched."""
         path = tuple(token_ids)
         if path not in self.rows:
             raise _Missing(path)
-        self.used.add(path)
+        if path in self.unread:
+            self.unread.remove(path)
+            self.read += 1
         return self.rows[path]
 
 
@@ -89,25 +96,24 @@ class _Guessing:
     """A token LM that guesses the rows that were not fetched, and notes whose they are.
 
     What follows a text hardly depends on how it was tokenized: where a row of the same text is
-    known, it is the guess. Elsewhere, inside a word mostly, no token is likely, so that nothing
-    is fetched that only a wrong guess would ask for.
+    known, the one fetched first is the guess, mostly the canonical one. Elsewhere, inside a word
+    mostly, no token is likely, so that nothing is fetched that only a wrong guess would ask for.
 
     Args:
         fetched: the rows that are there.
+        source: the reading of the vocabulary.
         anchor: how many tokens are before the text.
     """
 
-    def __init__(self, fetched: _Fetched, anchor: int) -> None:
+    def __init__(self, fetched: _Fetched, source: RowSource, anchor: int) -> None:
         self.vocab = fetched.vocab
         self.max_context_tokens = fetched.max_context_tokens
         self.wanted: dict[Path, int] = {}
         self._rows = fetched.rows
         self._anchor = anchor
-        self._sizes = list(map(len, self.vocab.token_bytes))
-        self._alike = {fetched.places[path]: row for path, row in self._rows.items()}
-        # By their rank, as in ``bytelm.stand_in``.
-        weights = (np.array(self._sizes) > 0) / (np.arange(len(self._sizes)) + FLATNESS)
-        self._unlikely = np.log(np.maximum(weights / weights.sum(), TINY)).astype(np.float32)
+        self._sizes = source.vocab.sizes
+        self._unlikely = source.stand_in.token_logprobs
+        self._alike = {fetched.places[path]: self._rows[path] for path in reversed(self._rows)}
 
     async def next_token_logprobs(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
         """A row, or what is taken for it."""
@@ -117,12 +123,14 @@ class _Guessing:
             return row
         place = self.wanted.get(path)
         if place is None:
-            place = self.wanted[path] = bytes_of(path[self._anchor :], self._sizes)
+            place = self.wanted[path] = _bytes_of(path[self._anchor :], self._sizes)
         return self._alike.get(place, self._unlikely)
 
 
 class KnownWalk(Walk[S]):
     """The walk of a beam through a text that is known.
+
+    No more rows are fetched in vain than one for two bytes, and half as many as the walk asks for.
 
     Args:
         state: what is before the text.
@@ -137,16 +145,13 @@ class KnownWalk(Walk[S]):
     def __init__(self, state: S, text: bytes, *, reports: bool, share: int = 1) -> None:
         self.waves: list[int] = []
         self._lm = state.source.lm
-        self._sizes = list(map(len, self._lm.vocab.token_bytes))
         self._fetched = _Fetched(self._lm)
         super().__init__(state.on(self._fetched), text)
         self._reports = reports
         self._anchor = self._state._anchor
         self._known_to = self._forgot_at = 0
-        self._trust = TRUST
-        self._guessed: dict[Path, int] = {}
-        row_bytes = 4 * self._lm.vocab.size
-        self._most = max(LEAST, MEMORY // share // row_bytes)
+        self._spare = len(text) // 2
+        self._most = max(LEAST, MEMORY // share // (4 * self._lm.vocab.size))
 
     @property
     def state(self) -> S:
@@ -178,60 +183,56 @@ class KnownWalk(Walk[S]):
         if is_new or self._state._anchor is not self._anchor:
             self._anchor = self._state._anchor
             wanted = await self._canonical(room // 2)
+            self._spare += len(wanted)
             # The longest first: the others find in a cache what they begin with.
             await self._fetch(dict(list(wanted.items())[-1:]))
         else:
-            wanted = self._guessed = await self._foreseen(min(room, self._trusted()))
+            wanted = await self._foreseen(room)
         tokens = missing[len(self._anchor) :]
-        await self._fetch({missing: bytes_of(tokens, self._sizes)} | wanted)
-
-    def _trusted(self) -> int:
-        """How many guesses to follow: more where the last were right, fewer where not."""
-        here = len(self._state._text)
-        passed = [path for path, place in self._guessed.items() if place < here]
-        right = sum(path in self._fetched.used for path in passed)
-        if passed:
-            self._trust = max(1, 2 * self._trust if right > len(passed) / 2 else right)
-        return self._trust
+        await self._fetch({missing: _bytes_of(tokens, self._state.source.vocab.sizes)} | wanted)
 
     async def _canonical(self, most: int) -> dict[Path, int]:
-        """The contexts of the canonical tokens from here on, with their places."""
+        """The contexts of the canonical tokens behind the best candidate's, with their places."""
         state, vocab = self._state, self._state.source.vocab
-        before = state._text
-        longest = int(state.source.trie.depth.max())
-        rest = self._text[self._at : self._at + most * longest]
+        best = next(iter(state))
+        rest = best.partial + self._text[self._at : self._at + most * USUAL]
         try:
-            tokens = await by_length(len(before + rest), vocab.encode, before + rest)
+            tokens = await by_length(len(rest), vocab.encode, rest)
         except VocabError:
             tokens = []
         contexts: dict[Path, int] = {}
-        place, path = 0, state._anchor
-        for token in tokens:
-            if place >= len(before):
-                contexts[path] = place
-            if len(contexts) == most or not state._fits(len(path) + 1):
+        here = len(state._text)
+        place, path = here - len(best.partial), best.tokens
+        for token in tokens[:most]:
+            if not state._fits(len(path) + 1):
                 break
-            place += len(vocab.token_bytes[token])
+            place += vocab.sizes[token]
             path = (*path, token)
-        self._known_to = min(self._at + max(place - len(before), 1), len(self._text))
+            contexts[path] = place
+        # The text may end, and so may the last token, where no other begins.
+        self._known_to = min(self._at + max(place - here, 1), len(self._text))
         return contexts
 
-    async def _foreseen(self, most: int) -> dict[Path, int]:
+    async def _foreseen(self, room: int) -> dict[Path, int]:
         """What the walk will ask for, as far as guessing tells, with the places."""
-        state, at = self._state, self._at
-        lm = _Guessing(self._fetched, len(state._anchor))
-        state = state.apart(lm)
+        fetched, at = self._fetched, self._at
+        lm = _Guessing(fetched, self._state.source, len(self._state._anchor))
+        state = self._state.apart(lm)
+        most = sure = 0
         with contextlib.suppress(BytelmError):
-            while at < self._known_to and len(lm.wanted) < most:
+            while at <= self._known_to and (at == self._at or len(lm.wanted) < most):
                 if self._reports:
                     await state.logp_next()
-                state = await state.prune().advanced(self._text[at])
+                if at < self._known_to:
+                    state = await state.prune().advanced(self._text[at])
+                if at == self._at:
+                    # What is asked for here hardly depends on guesses.
+                    sure = len(lm.wanted)
+                    most = min(sure + self._spare + 3 * fetched.read // 2, room)
                 at += 1
                 if at % TURN == 0:
                     await asyncio.sleep(0)
-            if self._reports:
-                await state.logp_next()
-        return dict(islice(lm.wanted.items(), most))
+        return dict(islice(lm.wanted.items(), max(sure, most)))
 
     async def _fetch(self, contexts: Mapping[Path, int]) -> None:
         """Evaluates together what was not evaluated yet."""
@@ -243,6 +244,8 @@ class KnownWalk(Walk[S]):
             asked = [Joined(self._evaluated(path, turn)) for path in new]
             fetched.rows.update(zip(new, await results(asked), strict=True))
             fetched.places.update((path, contexts[path]) for path in new)
+            fetched.unread.update(new)
+            self._spare -= len(new)
 
     async def _evaluated(self, path: Path, turn: asyncio.Semaphore) -> NDArray[np.float32]:
         async with turn:
@@ -259,9 +262,9 @@ class KnownWalk(Walk[S]):
         fetched, least = self._fetched, len(self._state._text) - BEHIND
         for path in [path for path, place in fetched.places.items() if place < least]:
             del fetched.rows[path], fetched.places[path]
-            fetched.used.discard(path)
+            fetched.unread.discard(path)
 
 
-def bytes_of(tokens: Path, sizes: Sequence[int]) -> int:
+def _bytes_of(tokens: Path, sizes: Sequence[int]) -> int:
     """How many bytes tokens are."""
     return sum(map(sizes.__getitem__, tokens))
