@@ -340,7 +340,8 @@ class ByteBeamState(StatefulByteLM):
         rows = sum(row.nbytes for row in self._rows.values())
         paths = POINTER * sum(map(len, self._paths))
         candidates = sum(array.nbytes for array in self._candidates)
-        return candidates + paths + rows + self._ahead.nbytes + self._deferred.nbytes
+        extensions = POINTER * sum(len(one.path) for one in self._extended_by or ())
+        return candidates + paths + extensions + rows + self._ahead.nbytes + self._deferred.nbytes
 
     def on(self, lm: AsyncTokenLM) -> Self:
         """The same state, evaluated from here on by another token LM, which runs the same model."""
