@@ -196,7 +196,11 @@ class Row:
         return self.logprobs.nbytes + self.probs.nbytes + self.root.nbytes
 
     def _exact(self, lo: int, hi: int) -> NDArray[np.float64]:
-        return exact_probs(self.logprobs, self.order, self.hidden, lo, hi)
+        return exact_probs(self.logprobs, self.order, self.hidden, int(lo), int(hi))
+
+    def _goes_far(self, lo: int, hi: int) -> bool:
+        # For numpy's integers it would be compiled once more.
+        return bool(goes_far(self.logprobs, self.probs, self.order, int(lo), int(hi)))
 
     def piece(
         self, lo: int, hi: int, share: float | None = None
@@ -215,8 +219,7 @@ class Row:
         else:
             mass = float(share) * self.mass
         piece = self.probs[lo:hi].copy()
-        is_near = piece.min() >= FAR or not goes_far(self.logprobs, self.probs, self.order, lo, hi)
-        if mass >= TINY and is_near:
+        if mass >= TINY and (piece.min() >= FAR or not self._goes_far(lo, hi)):
             return piece, mass
         exact = self._exact(lo, hi)
         exact /= exact.max()
