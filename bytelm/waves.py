@@ -52,8 +52,8 @@ ALONE, BESIDE = 64, 16
 """So many evaluations of a walk are under way at most, alone and where others have some, too."""
 BEHIND = 64
 """Rows of places so many bytes behind the walk are let go."""
-TURN = 32
-"""After so many bytes of guessing other tasks have their turn."""
+TURN = 8
+"""After so many bytes other tasks have their turn, whether or not there was something to fetch."""
 
 
 class _Missing(Exception):
@@ -167,6 +167,12 @@ class KnownWalk(Walk[S]):
         before, b = self._state.prune(), self._text[self._at]
         self._state = await self._read(lambda: before.advanced(b))
         self._at += 1
+        await self._give_way(self._at)
+
+    @staticmethod
+    async def _give_way(at: int) -> None:
+        if at % TURN == 0:
+            await asyncio.sleep(0)
 
     async def _read(self, ask: Callable[[], Awaitable[T]]) -> T:
         while True:
@@ -230,8 +236,7 @@ class KnownWalk(Walk[S]):
                     sure = len(lm.wanted)
                     most = min(sure + self._spare + 3 * fetched.read // 2, room)
                 at += 1
-                if at % TURN == 0:
-                    await asyncio.sleep(0)
+                await self._give_way(at)
         return dict(islice(lm.wanted.items(), max(sure, most)))
 
     async def _fetch(self, contexts: Mapping[Path, int]) -> None:

@@ -186,3 +186,27 @@ async def test_rows_of_an_ensemble_are_those_of_its_walk():
     text = b"abc ab cab bca abc"
     want, _ = await walked(state, text)
     assert [q.ps.tolist() async for q in state.rows(text)] == [ps.tolist() for ps in want]
+
+
+async def test_others_have_their_turn_while_nothing_is_fetched():
+    """Where a wave fetched all that hundreds of bytes ask for."""
+    lm = _Slow(VOCAB)
+    params = {"K": 3, "prune_threshold": 0.01, "tokenizations": "canonical", "deferred": True}
+    text = await likely_text(400)
+    walk = (await initial(lm, **params)).through(text)
+    turns = longest = 0
+
+    async def other():
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    task = asyncio.ensure_future(other())
+    for _ in text:
+        before = turns
+        await walk.logp_next()
+        await walk.advance()
+        longest = 0 if turns > before else longest + 1
+        assert longest < waves.TURN
+    task.cancel()
