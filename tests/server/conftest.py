@@ -49,7 +49,11 @@ def run_stub() -> Iterator[Callable[..., Stub]]:
         # It says where it is: a port that was free before may not be so any more.
         url = process.stdout.readline().decode().strip()
         assert url, "the server ended"
-        httpx.get(f"{url}/health", timeout=120)
+        while httpx.get(f"{url}/health", timeout=120).status_code == 503:
+            if "--wait" in arguments:
+                break
+            assert process.poll() is None, "the server ended"
+            time.sleep(0.05)
         return Stub(process, url)
 
     yield start
