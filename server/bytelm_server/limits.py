@@ -130,6 +130,24 @@ class Limits:
                 of_steps,
             )
 
+    def most_steps(self, n: int, values: int = 0) -> int:
+        """The most bytes of each of ``n`` texts, each with so many log-probabilities told."""
+        settings = self.settings
+        most = min(settings.max_steps, settings.max_total_steps // n)
+        if values:
+            most = min(most, settings.max_row_values // (n * values))
+        return max(most, 1)
+
+    def check_echo(self, length: int, n: int) -> None:
+        """How many bytes of prompts an answer may repeat, ``n`` times each."""
+        most = self.settings.max_total_steps
+        if length * n > most:
+            raise LimitExceeded(
+                f"one answer repeats at most {most} bytes of prompts, not {length} × {n}: leave "
+                "echo out, or ask for less at a time",
+                "echo" if n > 1 else "prompt",
+            )
+
     def check_scoring(self, lengths: list[int], name: str = "continuations") -> None:
         """How many bytes a call may score, in a field of this name."""
         total = self.settings.max_total_steps

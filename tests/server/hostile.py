@@ -98,6 +98,9 @@ HOSTILE: dict[str, Request] = {
     "all log-probabilities of a prompt": call(
         COMPLETE, prompt=ENGLISH[:4000], echo=True, logprobs=257, max_tokens=0
     ),
+    "log-probabilities of a prompt again and again": call(
+        COMPLETE, prompt=ENGLISH[:1000], echo=True, logprobs=99, max_tokens=0, n=1000
+    ),
     "log-probabilities of 256 prompts": call(
         COMPLETE, prompt=[f"{i} {ENGLISH[:2000]}" for i in range(256)], echo=True, logprobs=0
     ),

@@ -92,7 +92,9 @@ def test_without_a_limit_there_is_the_servers(chat: Any) -> None:
     answer = chat(max_tokens=None)
     choice = answer["choices"][0]
     assert answer["usage"]["completion_tokens"] == 64 or choice["finish_reason"] == "stop"
-    chat(n=50)  # which share what one call may make
+    # Texts share what one call may make, and how many log-probabilities it may tell.
+    chat(n=50)
+    chat(n=50, logprobs=True, top_logprobs=20)
 
 
 def test_logprobs_have_the_bytes(chat: Any, http: httpx.Client) -> None:

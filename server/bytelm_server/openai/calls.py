@@ -111,6 +111,7 @@ class OpenAIWork(ABC):
         names: the fields that have prompts, and the most bytes.
         prompts: how many prompts there are.
         most: how many of the best to tell for each byte; None for no log-probabilities.
+        echoed: bytes of all prompts that the texts begin with.
 
     Raises:
         ModelNotFound: the call names another model.
@@ -131,12 +132,15 @@ class OpenAIWork(ABC):
         names: tuple[str, str],
         prompts: int = 1,
         most: int | None = None,
+        echoed: int = 0,
     ) -> None:
         model = checked_model(service, body.model)
         service.limits.check_contexts(prompts, names[0])
         service.limits.check_generation(prompts, body.count, steps, names)
+        service.limits.check_echo(echoed, body.count)
         if most is not None:
-            service.limits.check_values(prompts * body.count * steps * (most + 1), "logprobs")
+            told = (prompts * steps + echoed) * body.count
+            service.limits.check_values(told * (most + 1), "logprobs")
         self.service = service
         self.most = most
         self.steps = steps

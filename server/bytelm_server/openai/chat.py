@@ -52,8 +52,8 @@ class Chatting(OpenAIWork):
     def __init__(self, service: ByteService, body: ChatCall) -> None:
         field, steps = body.limit
         if steps is None:
-            settings = service.settings
-            steps = min(settings.max_steps, max(settings.max_total_steps // body.count, 1))
+            values = 0 if body.most is None else body.most + 1
+            steps = service.limits.most_steps(body.count, values)
         super().__init__(service, body, steps, ("messages", field), most=body.most)
         self._chat = _Chat(body)
         self._streams = bool(body.stream)

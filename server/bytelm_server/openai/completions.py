@@ -27,16 +27,16 @@ class Completing(OpenAIWork):
 
     def __init__(self, service: ByteService, body: CompletionCall) -> None:
         prompts = body.prompts
-        super().__init__(
-            service, body, body.steps, ("prompt", "max_tokens"), len(prompts), body.logprobs
-        )
         self._prompted = prompts
         self._echoes = bool(body.echo)
         self._scored: list[list[Noted]] = [[] for _ in prompts]
-        if self._echoes and self.most is not None:
-            lengths = [len(prompt.data) for prompt in prompts]
+        lengths = [len(prompt.data) for prompt in prompts] if self._echoes else []
+        super().__init__(
+            *(service, body, body.steps, ("prompt", "max_tokens"), len(prompts), body.logprobs),
+            echoed=sum(lengths),
+        )
+        if self.most is not None:
             service.limits.check_scoring(lengths, "prompt")
-            service.limits.check_values(sum(lengths) * (self.most + 1), "logprobs")
 
     async def work(self, run: Run) -> None:
         """Complete all prompts at the same time."""
