@@ -209,7 +209,7 @@ class ByteService:
         draw = Draw(call.temperature, call.top_k, call.top_p, call.min_p, call.seed)
         how: dict[str, Any] = {"valid_utf8": call.valid_utf8, "logprobs": call.logprobs}
         try:
-            tokens = by_tokens(call.method, self.lm, draw, **how)
+            by_tokens(call.method, self.lm, draw, **how)
         except MethodError as error:
             raise FieldError(str(error), error.option) from error
         is_only_one = call.context is not None and call.n == 1
@@ -232,10 +232,6 @@ class ByteService:
                     return await run.failed(index, error, call.place(index), place)
                 return answers.Sample(index=index, sample=place, **_continuation(made))
 
-            if call.n > 1 and not tokens and not state.at_limit:
-                # The samples begin with the same evaluations: made once, the state keeps them.
-                async with run.turn:
-                    await state.logp_next()
             return await concurrently(one(place) for place in range(call.n))
 
         return work

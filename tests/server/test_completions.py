@@ -292,6 +292,38 @@ def test_prompts_that_begin_alike_share_their_walk(complete: Any, http: httpx.Cl
     assert evaluations(*choices) < apart / 2
 
 
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"temperature": 0, "max_tokens": 12},
+        {"temperature": 0, "max_tokens": 12, "echo": True, "logprobs": 1},
+        {"temperature": 0.7, "max_tokens": 1, "seed": 1},
+        {"temperature": 0.7, "max_tokens": 1, "seed": 1, "echo": True, "logprobs": 1},
+    ],
+)
+def test_what_texts_of_a_prompt_have_in_common_is_evaluated_once(
+    own: httpx.Client, how: dict[str, Any]
+) -> None:
+    def evaluations(n: int) -> int:
+        before = own.get("/test/evaluations").json()
+        own.post("/test/delay", params={"value": 0.01})  # so that they are asked for side by side
+        answer = own.post(PATH, json={"prompt": "the apple", "n": n, **how})
+        assert len(answer.json()["choices"]) == n
+        return int(own.get("/test/evaluations").json()) - before
+
+    assert evaluations(8) == evaluations(1) > 0
+
+
+def test_greedy_texts_of_a_prompt_are_one(complete: Any) -> None:
+    body = {"prompt": ["hello", "the "], "max_tokens": 20, "logprobs": 1, "stop": "e"}
+    several = complete(**body, n=3)
+    for choice, index in zip(several["choices"], (0, 0, 0, 1, 1, 1), strict=True):
+        want = complete(**body)["choices"][index]
+        assert {**choice, "index": index} == want
+    made = sum(len(choice["logprobs"]["tokens"]) for choice in several["choices"])
+    assert several["usage"]["completion_tokens"] <= made
+
+
 def test_an_echo_that_fills_the_model_is_refused(refused: Any, complete: Any) -> None:
     prompt = "#" * 200
     error = refused(prompt=prompt, echo=True, logprobs=1, max_tokens=1)
@@ -445,6 +477,7 @@ def test_errors_name_the_field(
         {"prompt": "hello", "max_tokens": 12, "temperature": 0},
         {"prompt": ["a", "the", "café"], "max_tokens": 20, "logprobs": 2, "temperature": 0},
         {"prompt": "hello", "max_tokens": 20, "seed": 3, "n": 3},
+        {"prompt": ["hello", "a"], "max_tokens": 20, "temperature": 0, "n": 3, "logprobs": 1},
         {"prompt": "hello", "max_tokens": 20, "seed": 3, "n": 2, "logprobs": 0, "stop": ["e"]},
         {"prompt": [256, 0xC3, 0xA9], "max_tokens": 9, "echo": True, "logprobs": 1, "seed": 5},
         {"prompt": ["hé", "he"], "max_tokens": 9, "echo": True, "seed": 5},

@@ -7,14 +7,14 @@ asked for and told. Must not know HTTP.
 import time
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
 from typing import Any
 
 from bytelm.beam import ByteBeamState
 from bytelm.draws import Draw
 from bytelm.errors import InputError, RowError
-from bytelm.generation import Generated, generate
+from bytelm.generation import Generated, Piece, generate
 from bytelm.logprobs import LazyByteProbs
 from bytelm.token_sampling import sample
 from bytelm_server import pace
@@ -203,30 +203,30 @@ class OpenAIWork(ABC):
 
     async def grown(self, run: Run, index: int, state: ByteBeamState) -> None:
         """The texts after one prompt."""
-
-        def pieces(place: int) -> AsyncIterator[Any]:
-            how: dict[str, Any] = {
-                "stop": self._body.automaton,
-                "note": self._note,
-                "onward": False,
-            }
-            if self._draw is None:
-                return generate(state, self.steps, LazyByteProbs.argmax, **how)
-            return sample(state, self.steps, self._draw.spawn(index, place), **how)
-
-        await self.told(run, index, pieces)
-
-    async def told(self, run: Run, index: int, pieces: Any) -> None:
-        """The texts of one prompt that ``pieces`` of each gives."""
+        how: dict[str, Any] = {"stop": self._body.automaton, "note": self._note, "onward": False}
+        draw = self._draw
+        if draw is None:
+            await self.alike(run, index, generate(state, self.steps, LazyByteProbs.argmax, **how))
+            return
 
         async def one(place: int) -> None:
-            self._made[index, place] = await run.generated(pieces(place), index, place)
+            pieces = sample(state, self.steps, draw.spawn(index, place), **how)
+            self._made[index, place] = await run.generated(pieces, index, place)
 
-        calls: list[Coroutine[Any, Any, None]] = [one(place) for place in range(self._body.count)]
-        await concurrently(calls)
+        await concurrently(one(place) for place in range(self._body.count))
+
+    async def alike(self, run: Run, index: int, pieces: AsyncIterator[Piece[Any]]) -> None:
+        """The texts after one prompt where chance plays no part: made once, they are all one."""
+        made = self._made[index, 0] = await run.generated(pieces, index)
+        for place in range(1, self._body.count):
+            self._made[index, place] = await run.generated(_again(made), index, place)
 
     def _telling(self, index: int, place: int) -> Telling:
         return Telling(self, index * self._body.count + place, *self.begun(index))
+
+
+async def _again(made: Generated[Any]) -> AsyncIterator[Piece[Any]]:
+    yield Piece(made.data, made.logprob, None, made.finish_reason, made.notes)
 
 
 def _usage(run: Run) -> CompletionUsage:

@@ -78,9 +78,9 @@ class Completing(OpenAIWork):
             if self._scored[i] and self._scored[i][-1].logprob == LEAST:
                 missing = text[len(self._scored[i]) :]
                 self._scored[i] += [Noted(b, LEAST, ()) for b in missing]
-                await self.told(run, i, self._nothing)
+                await self.alike(run, i, self._nothing())
 
-    async def _nothing(self, place: int) -> AsyncIterator[Piece[None]]:
+    async def _nothing(self) -> AsyncIterator[Piece[None]]:
         """What follows a prompt of probability 0: nothing, for which there is an entry, too."""
         notes = (Noted(EOS, LEAST, ()),) if self.steps else ()
         yield Piece(b"", None, None, "eos" if self.steps else "steps", notes)
