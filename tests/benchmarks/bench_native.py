@@ -8,11 +8,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import os
 import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
+from tests.benchmarks import plain_vllm
 from tests.benchmarks.bench_cases import KV_BYTES, SEQS, Case, Figures, Track, run_side, timed
 
 
@@ -29,40 +29,9 @@ class NativeSide:
     @classmethod
     async def start(cls, model: str) -> NativeSide:
         """Start vLLM with the settings that bytelm's engine has, too."""
-        cores = ",".join(map(str, sorted(os.sched_getaffinity(0))))
-        os.environ.update(
-            VLLM_LOGGING_LEVEL="ERROR",
-            VLLM_NO_USAGE_STATS="1",
-            VLLM_CPU_OMP_THREADS_BIND=cores,
-            VLLM_WORKER_MULTIPROC_METHOD="spawn",
-            VLLM_PLUGINS="",
-            PYTHONWARNINGS="ignore::FutureWarning",
-            TORCH_CPP_LOG_LEVEL="ERROR",
-        )
-        from vllm import AsyncEngineArgs
-        from vllm.platforms import current_platform
-        from vllm.v1.engine.async_llm import AsyncLLM
-
         from bytelm.vocab import ByteVocab
 
-        class EndedAsyncLLM(AsyncLLM):
-            """Without the destructor, which fails aloud at the interpreter's end."""
-
-            def __del__(self) -> None:
-                pass
-
-        on_cpu: dict[str, Any] = {"dtype": "float32", "max_model_len": 4096, "block_size": 32}
-        arguments = AsyncEngineArgs(
-            model=model,
-            max_num_seqs=SEQS,
-            kv_cache_memory_bytes=KV_BYTES,
-            enforce_eager=current_platform.is_cpu(),
-            enable_prefix_caching=True,
-            disable_log_stats=True,
-            use_tqdm_on_load=False,
-            **(on_cpu if current_platform.is_cpu() else {}),
-        )
-        llm = EndedAsyncLLM.from_engine_args(arguments)
+        llm = plain_vllm.start(model, SEQS, KV_BYTES)
         width = llm.model_config.get_vocab_size()
         return cls(llm, ByteVocab.from_pretrained(model, vocab_size=width))
 
@@ -73,7 +42,7 @@ class NativeSide:
 
     async def close(self) -> None:
         """See ``Side``."""
-        await asyncio.to_thread(self.llm.shutdown, 5.0)
+        await plain_vllm.end(self.llm)
 
     async def measure(self, case: Case, prompts: list[bytes], repetition: int) -> Figures:
         """See ``Side``."""

@@ -172,37 +172,14 @@ class Vllm:
 
     @classmethod
     async def start(cls, model: str) -> Vllm:
-        cores = ",".join(map(str, sorted(os.sched_getaffinity(0))))
-        os.environ.update(
-            VLLM_LOGGING_LEVEL="ERROR",
-            VLLM_NO_USAGE_STATS="1",
-            VLLM_CPU_OMP_THREADS_BIND=cores,
-            VLLM_WORKER_MULTIPROC_METHOD="spawn",
-            VLLM_PLUGINS="",
-            TORCH_CPP_LOG_LEVEL="ERROR",
-        )
-        from vllm import AsyncEngineArgs
-        from vllm.platforms import current_platform
-        from vllm.v1.engine.async_llm import AsyncLLM
+        from tests.benchmarks import plain_vllm
 
-        on_cpu: dict[str, Any] = {"dtype": "float32", "max_model_len": 4096, "block_size": 32}
-        arguments = AsyncEngineArgs(
-            model=model,
-            max_num_seqs=SEQS,
-            kv_cache_memory_bytes=KV_BYTES,
-            enforce_eager=current_platform.is_cpu(),
-            enable_prefix_caching=True,
-            disable_log_stats=True,
-            use_tqdm_on_load=False,
-            **(on_cpu if current_platform.is_cpu() else {}),
-        )
-        return cls(AsyncLLM.from_engine_args(arguments))
+        return cls(plain_vllm.start(model, SEQS, KV_BYTES))
 
     async def close(self) -> None:
-        if self.llm.output_handler is not None:
-            # It would log the end of its sockets as a failure.
-            self.llm.output_handler.cancel()
-        await asyncio.to_thread(self.llm.shutdown, 5.0)
+        from tests.benchmarks import plain_vllm
+
+        await plain_vllm.end(self.llm)
 
     async def rounds(self, job: Any) -> Figures:
         """Greedy decoding behind the same contexts, from when each of them has its first token."""
