@@ -6,12 +6,14 @@ This module must not know models, tries or beams.
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Callable, Hashable, Iterable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bytelm.compiled import compiled
 from bytelm.errors import ByteError
 
 EOT = 256
@@ -19,6 +21,19 @@ EOT = 256
 EOS = 257
 """Index, and symbol, of "end of sequence". Answers of the API have it at 256, in place of EOT."""
 SIZE = 258
+
+
+@compiled()
+def log_normalised(total: NDArray[np.float64]) -> NDArray[np.float64]:
+    """log(total / sum(total)), elementwise."""
+    z = 0.0
+    for x in total:
+        z += x
+    out = np.empty_like(total)
+    for i in range(total.size):
+        out[i] = math.log(total[i] / z) if total[i] > 0.0 else -math.inf
+    return out
+
 
 Symbol = int | None
 """What a Chart of bytes is keyed by: 0..255, None (EOT) or 257 (EOS)."""
@@ -87,8 +102,7 @@ class LazyByteProbs:
         """
         if self._kept is None:
             return self
-        with np.errstate(divide="ignore"):
-            return LazyByteProbs(np.log(self._kept / self._kept.sum()))
+        return LazyByteProbs(log_normalised(self._kept))
 
     def __getitem__(self, b: Symbol) -> float:
         """The entry of a byte, of EOT (None) or of EOS (257)."""

@@ -148,9 +148,8 @@ class Snapshot:
             for path, weight, length in zip(paths, weights, kept.partials, strict=True)
             if not length
         ]
-        state._deferred = kept.deferred._replace(
-            items=tuple(i._replace(path=self._whole(i.path)) for i in kept.deferred.items)
-        )
+        whole = [i._replace(path=self._whole(i.path)) for i in kept.deferred.items]
+        state._deferred = Deferred.of(whole, kept.deferred.rest)
         if under_way := [i for i, length in enumerate(kept.partials) if length]:
             await _reopen(state, [paths[i] for i in under_way], kept, under_way)
         return state
@@ -240,7 +239,7 @@ def _unpacked(head: bytes, at: int) -> Deferred:
         Item(path, longest[len(longest) - m :], weight, share)
         for path, m, weight, share in zip(paths, since, weights, shares, strict=True)
     ]
-    return Deferred(tuple(items), rest)
+    return Deferred.of(items, rest)
 
 
 def _trunk(paths: Sequence[Path], before: Path) -> Path:

@@ -71,18 +71,6 @@ def mix_children(
 
 
 @compiled()
-def log_normalised(total: F64) -> F64:
-    """log(total / sum(total)), elementwise."""
-    z = 0.0
-    for x in total:
-        z += x
-    out = np.empty_like(total)
-    for i in range(total.size):
-        out[i] = math.log(total[i] / z) if total[i] > 0.0 else -math.inf
-    return out
-
-
-@compiled()
 def extensions(
     weight: F64,
     node: I32,
@@ -133,8 +121,8 @@ def advance(
     """Moves every candidate by byte ``b``; those that cannot are dropped.
 
     Returns:
-        The survivors' summed log-weight; the index that each had, and its new weight, node, start,
-        mass and pieces.
+        The survivors' summed log-weight; of each, best first, the index that it had, and its new
+        weight, node, start, mass and pieces.
     """
     n = weight.size
     parent = np.empty(n, np.int64)
@@ -169,6 +157,15 @@ def advance(
             new_mass[alive] = m
             new_weight[alive] = weight[i] + math.log(m / mass[i])
             alive += 1
+    for k in range(1, alive):
+        w, i, c, at, m = new_weight[k], parent[k], new_node[k], new_start[k], new_mass[k]
+        j = k
+        while j and new_weight[j - 1] < w:
+            new_weight[j], parent[j] = new_weight[j - 1], parent[j - 1]
+            new_node[j], new_start[j] = new_node[j - 1], new_start[j - 1]
+            new_mass[j] = new_mass[j - 1]
+            j -= 1
+        new_weight[j], parent[j], new_node[j], new_start[j], new_mass[j] = w, i, c, at, m
     return (
         log_sum_exp(new_weight[:alive]),
         parent[:alive],

@@ -19,10 +19,8 @@ import sys
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import NamedTuple, Self
 
-import numpy as np
-
 from bytelm.beam import kernels
-from bytelm.beam.deferred import Deferred, Item, Path
+from bytelm.beam.deferred import Deferred, Item, Path, log_sum
 from bytelm.beam.ration import LATE
 from bytelm.errors import VocabError
 from bytelm.rows import Row, RowSource
@@ -80,7 +78,9 @@ async def settle(
     Returns:
         The candidates that they became, and what is still deferred.
     """
-    least = float(np.logaddexp(log_z, deferred.log_mass)) + log_threshold
+    least = log_sum([log_z, deferred.log_mass]) + log_threshold
+    if log_z > -math.inf and not any(share > least for share in deferred.shares):
+        return [], deferred
     items, found = list(deferred.items), list[Part]()
     left = LATE if source.is_prepared else sys.maxsize
     while items and left:
@@ -97,7 +97,7 @@ async def settle(
             part = Part.of(item.path, item.weight, row, source.trie, node)
             found += [part] if part is not None else []
             items += _ended_since(source, item, row, fits, extended)
-    return found, deferred._replace(items=tuple(items))
+    return found, Deferred.of(items, deferred.rest)
 
 
 def _ended_since(

@@ -15,6 +15,7 @@ import contextlib
 import html
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 
 from bytelm import read_ahead
 from bytelm.beam import kernels
-from bytelm.beam.deferred import NOTHING, POINTER, Deferred, Path
+from bytelm.beam.deferred import NOTHING, POINTER, Deferred, Path, log_sum
 from bytelm.beam.judge import Judge
 from bytelm.beam.late import Known, Part, canonical, gather, settle
 from bytelm.beam.params import BeamParams
@@ -33,7 +34,15 @@ from bytelm.errors import BeamError, ContextTooLong, EmptyBeam, Terminated, Voca
 from bytelm.genlm import BackendLM, as_token_lm
 from bytelm.genlm_states import GenlmState, genlm_states
 from bytelm.healing import Reading, heal
-from bytelm.logprobs import EOS, SIZE, Chart, LazyByteProbs, check_symbol, checked_bytes, escape
+from bytelm.logprobs import (
+    EOS,
+    Chart,
+    LazyByteProbs,
+    check_symbol,
+    checked_bytes,
+    escape,
+    log_normalised,
+)
 from bytelm.prefill import JOINED, TAIL, Trunk, TrunkFinder
 from bytelm.read_ahead import Ahead
 from bytelm.rows import Row, RowSource
@@ -195,6 +204,7 @@ class ByteBeamState(StatefulByteLM):
             self._roots = [(self._judge.judged(path, length), weight) for path, weight in roots]
         self._log_weight: float | None = None
         self._extended_by: list[_Wanted] | None = None
+        self._chosen: tuple[list[_Wanted], list[_Wanted]] | None = None
         self._lost = _Lost()
 
     @classmethod
@@ -269,10 +279,8 @@ class ByteBeamState(StatefulByteLM):
         Where ``logZ`` is None, weights tell no more than what they are to each other.
         """
         if self._log_weight is None:
-            weights = self._candidates.weight
-            if self._roots:
-                weights = np.array([weight for _, weight in self._roots])
-            self._log_weight = float(kernels.log_sum_exp(weights))
+            weights = [weight for _, weight in self._roots] or self._candidates.weight.tolist()
+            self._log_weight = log_sum(weights)
         return self._log_weight
 
     @property
@@ -298,7 +306,7 @@ class ByteBeamState(StatefulByteLM):
             return False
         if not self._paths:
             return any(not self.source.fits(len(path)) for path, _ in self._roots)
-        if all(self.source.fits(len(path) + 1) for path in self._paths):
+        if self.source.fits(self._longest + 1):
             return False
         extensions = self._extensions()
         least = log_sum([self.log_weight, *(one.weight for one in extensions)])
@@ -369,12 +377,12 @@ class ByteBeamState(StatefulByteLM):
         self._check_open()
         top = self.log_weight
         total = self._mixed()
-        wanted, others = await self._wanted(top, need_one=not total.any())
+        wanted, others = self._chosen = await self._wanted(top, need_one=not total.any())
         for one in await self._open(wanted):
-            root = one.row.root
-            if root[EOS] > 0.0 and not self._ends(one):
-                root = np.where(np.arange(SIZE) == EOS, 0.0, root)
-            total += math.exp(one.weight - top) * root
+            ends = total[EOS]
+            total += math.exp(one.weight - top) * one.row.root
+            if not self._ends(one):
+                total[EOS] = ends
         if not total.any():
             raise EmptyBeam(
                 f"no candidate after {_ending(self.context)} can go on: all that are left stand at "
@@ -382,10 +390,10 @@ class ByteBeamState(StatefulByteLM):
                 "raise K or lower prune_threshold, or use a shorter context"
             )
         if not self.params.deferred:
-            return LazyByteProbs(kernels.log_normalised(total))
+            return LazyByteProbs(log_normalised(total))
         held = log_sum([self._deferred.log_mass, *(one.weight for one in others)])
         report = total + math.exp(held - top) * self._stand_in()
-        return LazyByteProbs(kernels.log_normalised(report), kept=total)
+        return LazyByteProbs(log_normalised(report), kept=total)
 
     async def __lshift__(self, b: int) -> Self:
         try:
@@ -410,8 +418,11 @@ class ByteBeamState(StatefulByteLM):
         log_z, parent, *moved = kernels.advance(
             *self._candidates, trie.lo, trie.hi, trie.first, trie.byte, b
         )
-        need_one = not len(parent) and not (deferred and self._mixed().any())
-        wanted, others = await self._wanted(self.log_weight if deferred else log_z, need_one)
+        if deferred and self._chosen is not None:
+            wanted, others = self._chosen
+        else:
+            need_one = not len(parent) and not (deferred and self._mixed().any())
+            wanted, others = await self._wanted(self.log_weight if deferred else log_z, need_one)
         begins = b == EOS or trie.child(ROOT, b) >= 0
         opened = await self._open(wanted) if begins else []
         if b == EOS:
@@ -426,7 +437,7 @@ class ByteBeamState(StatefulByteLM):
                 held = self._deferred
                 for one in wanted:
                     held = held.beside(one.path) if one.key == _RESORT else held
-                state = await self._settled(paths, candidates, parts, b, held, others)
+                state = await self._settled(paths, candidates, log_z, parts, b, held, others)
             else:
                 state = self._joined(paths, candidates, parts)
         if not len(state):
@@ -486,7 +497,10 @@ class ByteBeamState(StatefulByteLM):
         if len(weight) <= 1:
             return self
         most = len(weight) if self.params.K is None else min(self.params.K, len(weight))
-        if not self.params.deferred:
+        if self.params.deferred:
+            if most == len(weight):
+                return self
+        else:
             least = self.log_weight + self.params.log_prune_threshold
             most = min(most, max(1, int(np.count_nonzero(weight > least))))
         kept = list(range(most))
@@ -509,7 +523,7 @@ class ByteBeamState(StatefulByteLM):
                 one._replace(key=(places[one.key[0]], one.key[1])) for one in found
             ]
         if self.params.deferred:
-            dropped = kernels.log_sum_exp(np.delete(weight, kept))
+            dropped = log_sum([w for i, w in enumerate(weight.tolist()) if i not in places])
             state._deferred = self._deferred.without(dropped)
         return state
 
@@ -631,7 +645,9 @@ class ByteBeamState(StatefulByteLM):
             log_z: what the extensions' weights are added to before they are compared with it.
             need_one: take the heaviest extension if none weighs enough.
         """
-        found = [one for one in self._extensions() if self._fits(len(one.path))]
+        found = self._extensions()
+        if found and not self._fits(self._longest + 1):
+            found = [one for one in found if self._fits(len(one.path))]
         wanted: list[_Wanted] = []
         others: list[_Wanted] = []
         if found:
@@ -735,6 +751,7 @@ class ByteBeamState(StatefulByteLM):
         self,
         paths: list[Path],
         moved: _Candidates,
+        log_z: float,
         parts: list[Part],
         b: int,
         deferred: Deferred,
@@ -745,16 +762,17 @@ class ByteBeamState(StatefulByteLM):
         Args:
             paths: of the candidates that moved by ``b``.
             moved: these.
+            log_z: what their weights sum to, as a log.
             parts: the evaluated extensions, moved by ``b``.
             b: the byte.
             deferred: what was deferred before it.
             others: the extensions that were not evaluated.
         """
         source, params = self.source, self.params
-        with np.errstate(divide="ignore"):
-            log_q = float(np.log(self._stand_in()[b]))
+        q = float(self._stand_in()[b])
+        log_q = math.log(q) if q > 0.0 else -math.inf
         deferred = deferred.after(b, log_q, [(o.path, o.weight) for o in others])
-        log_z = log_sum([kernels.log_sum_exp(moved.weight), *(part.weight for part in parts)])
+        log_z = log_sum([log_z, *(part.weight for part in parts)])
         late, deferred = await settle(
             source, deferred, log_z, params.log_prune_threshold, self._fits, self._extended
         )
@@ -842,24 +860,25 @@ class ByteBeamState(StatefulByteLM):
         ]
 
     def _joined(self, paths: list[Path], moved: _Candidates, parts: Iterable[Part | None]) -> Self:
-        """The beam of candidates that moved already, and of others that join them."""
+        """The beam of candidates that moved already, best first, and of others that join them."""
         joining = [part for part in parts if part is not None]
-        if joining:
-            sizes = [len(part.piece) for part in joining]
-            starts = len(moved.pieces) + np.cumsum([0, *sizes[:-1]], dtype=np.int64)
-            moved = _Candidates(
-                np.append(moved.weight, [part.weight for part in joining]),
-                np.append(moved.node, np.array([part.node for part in joining], np.int32)),
-                np.append(moved.start, starts),
-                np.append(moved.mass, [part.mass for part in joining]),
-                np.concatenate([moved.pieces, *(part.piece for part in joining)]),
-            )
-            paths = paths + [part.path for part in joining]
-        if len(paths) > 1:
-            ranks = np.argsort(-moved.weight, kind="stable")
-            moved = moved.chosen(ranks)
-            paths = [paths[i] for i in ranks]
-        return self._with(paths, moved)
+        if not joining:
+            return self._with(paths, moved)
+        sizes = [len(moved.pieces), *(len(part.piece) for part in joining)]
+        weight = [*moved.weight.tolist(), *(part.weight for part in joining)]
+        node = [*moved.node.tolist(), *(part.node for part in joining)]
+        start = [*moved.start.tolist(), *list(accumulate(sizes))[:-1]]
+        mass = [*moved.mass.tolist(), *(part.mass for part in joining)]
+        paths = [*paths, *(part.path for part in joining)]
+        ranks = sorted(range(len(weight)), key=weight.__getitem__, reverse=True)
+        joined = _Candidates(
+            np.array([weight[i] for i in ranks]),
+            np.array([node[i] for i in ranks], np.int32),
+            np.array([start[i] for i in ranks], np.int64),
+            np.array([mass[i] for i in ranks]),
+            np.concatenate([moved.pieces, *(part.piece for part in joining)]),
+        )
+        return self._with([paths[i] for i in ranks], joined)
 
     async def _walk(self, bs: bytes) -> Self:
         if len(bs) < LONG:
@@ -879,6 +898,11 @@ class ByteBeamState(StatefulByteLM):
         """The length at which it goes on with a part of its tokens; None if it does not."""
         most, model = self.params.max_context_length, self.source.lm.max_context_tokens
         return most if most is None or model is None else min(most, model)
+
+    @property
+    def _longest(self) -> int:
+        """The length of the longest candidate below the root, if there is any."""
+        return max(map(len, self._paths))
 
     def _fits(self, length: int) -> bool:
         most = self._most
@@ -1134,11 +1158,6 @@ class ByteBeamState(StatefulByteLM):
             f"<p>Z: {self.logZ}</p><table><tr><th>share</th><th>weight</th><th>tokens</th>"
             f"<th>partial</th></tr>{rows}</table>"
         )
-
-
-def log_sum(weights: Sequence[float]) -> float:
-    """log(sum(exp(weights))); -inf of nothing."""
-    return float(kernels.log_sum_exp(np.array(weights, np.float64)))
 
 
 def _drawn(shares: NDArray[np.floating], u: float) -> int:
