@@ -10,9 +10,10 @@ from contextvars import ContextVar
 import numpy as np
 from numpy.typing import NDArray
 
+from bytelm import pace
 from bytelm.token_lm import AsyncTokenLM, Chunk, GeneratingTokenLM, MeteredTokenLM, Usage
 from bytelm.vocab import ByteVocab
-from bytelm_server import answers, pace
+from bytelm_server import answers
 from bytelm_server.shares import Shares
 
 

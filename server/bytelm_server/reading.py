@@ -11,7 +11,7 @@ from fastapi import Request, Response
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
-from bytelm_server import pace
+from bytelm import pace
 from bytelm_server.backend import Backend
 from bytelm_server.limits import Limits
 from bytelm_server.shapes import check_counts, check_parts

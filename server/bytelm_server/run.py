@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from pydantic import ValidationError
 
+from bytelm import pace
 from bytelm.beam import BeamParams, ByteBeamState
 from bytelm.context import begin
 from bytelm.errors import InputError
 from bytelm.generation import Generated, Piece, collect
 from bytelm.score import Score, score
-from bytelm_server import answers, pace
+from bytelm_server import answers
 from bytelm_server.contexts import Given
 from bytelm_server.counting import counting, usage_of
 from bytelm_server.errors import item_detail

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bytelm import pace
 from bytelm.errors import ContextTooLong, InputError
 from bytelm.raw_rows import checked_row
 from bytelm.token_lm import AsyncTokenLM
 from bytelm.vocab import ByteVocab
-from bytelm_server import pace
 from bytelm_server.counting import CountingLM, counting, usage_of
 from bytelm_server.errors import FieldError, detail_of
 from bytelm_server.service import ByteService, concurrently

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Self, TypeVar
 
 from fastapi import Depends, Request
 
-from bytelm_server import pace
+from bytelm import pace
 from bytelm_server.admission import Turn
 from bytelm_server.backend import Backend
 from bytelm_server.callers import Caller, Calling

@@ -11,13 +11,13 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
 from typing import Any
 
+from bytelm import pace
 from bytelm.beam import ByteBeamState
 from bytelm.draws import Draw
 from bytelm.errors import InputError, RowError
 from bytelm.generation import Generated, Piece, generate
 from bytelm.logprobs import LazyByteProbs
 from bytelm.token_sampling import sample
-from bytelm_server import pace
 from bytelm_server.errors import CallError, ErrorDetail, input_detail
 from bytelm_server.openai import bodies
 from bytelm_server.openai.answers import CompletionUsage

@@ -11,7 +11,7 @@ from typing import Any
 import orjson
 from pydantic import ValidationError
 
-from bytelm_server import pace
+from bytelm import pace
 from bytelm_server.errors import ErrorDetail, FieldError, detail_of, item_detail
 from bytelm_server.limits import Limits
 from bytelm_server.service import concurrently
