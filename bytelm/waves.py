@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from bytelm import pace
 from bytelm.byte_lm import Walk
 from bytelm.errors import BytelmError, VocabError
 from bytelm.joined import Joined, results
@@ -172,7 +173,7 @@ class KnownWalk(Walk[S]):
     @staticmethod
     async def _give_way(at: int) -> None:
         if at % TURN == 0:
-            await asyncio.sleep(0)
+            await pace.turn()
 
     async def _read(self, ask: Callable[[], Awaitable[T]]) -> T:
         while True:
@@ -183,6 +184,7 @@ class KnownWalk(Walk[S]):
 
     async def _wave(self, missing: Path) -> None:
         """Fetches ``missing``, and with it what else will be asked for."""
+        await pace.turn()
         self._let_go()
         room = max(self._most - len(self._fetched.rows), LEAST)
         is_new = self._known_to <= self._at < len(self._text)
@@ -196,6 +198,7 @@ class KnownWalk(Walk[S]):
             wanted = await self._foreseen(room)
         tokens = missing[len(self._anchor) :]
         await self._fetch({missing: _bytes_of(tokens, self._state.source.vocab.sizes)} | wanted)
+        await pace.turn()  # the rows of many texts come at once
 
     async def _canonical(self, most: int) -> dict[Path, int]:
         """The contexts of the canonical tokens behind the best candidate's, with their places."""
