@@ -6,10 +6,12 @@ This module must not know tokens, tries or beams.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable
+from contextlib import aclosing
 from typing import Generic, Self, TypeVar
 
 from bytelm.draws import Choose, Draw, chooser
+from bytelm.errors import ContextTooLong
 from bytelm.generation import collect, generate
 from bytelm.logprobs import Chart, LazyByteProbs, checked_bytes
 
@@ -46,6 +48,21 @@ class Walk(Generic[S]):
         """Prunes, and goes on by the text's next byte; see ``StatefulByteLM.advanced``."""
         self._state = await self._state.prune().advanced(self._text[self._at])
         self._at += 1
+
+    async def rows(self) -> AsyncGenerator[LazyByteProbs, None]:
+        """The distributions where it stands, and behind each byte of the rest; see ``rows`` below.
+
+        Raises:
+            EmptyBeam: when nothing continues with one of them.
+            ContextTooLong: when the text does not fit into the model.
+        """
+        while True:
+            if self.at_limit:
+                raise ContextTooLong(f"the model is full after {self._at} bytes: shorten the text")
+            yield await self.logp_next()
+            if self._at == len(self._text):
+                return
+            await self.advance()
 
 
 class StatefulByteLM(ABC):
@@ -102,7 +119,7 @@ class StatefulByteLM(ABC):
         """
         return Walk(self, text)
 
-    async def rows(self, bs: bytes | Iterable[int]) -> AsyncIterator[LazyByteProbs]:
+    async def rows(self, bs: bytes | Iterable[int]) -> AsyncGenerator[LazyByteProbs, None]:
         """The distributions before each of some bytes that are known, and behind the last.
 
         What a score reads; one more than there are bytes.
@@ -110,13 +127,11 @@ class StatefulByteLM(ABC):
         Raises:
             ByteError: when one of them is not in 0..255.
             EmptyBeam: when nothing continues with one of them.
+            ContextTooLong: when they do not fit into the model.
         """
-        text = checked_bytes(bs)
-        walk = self.through(text)
-        yield await walk.logp_next()
-        for _ in text:
-            await walk.advance()
-            yield await walk.logp_next()
+        async with aclosing(self.through(checked_bytes(bs)).rows()) as rows:
+            async for q in rows:
+                yield q
 
     async def check_room(self, bs: bytes) -> None:
         """Refuses bytes that cannot fit behind the state; evaluates nothing. By default never.

@@ -19,13 +19,14 @@ This module must not know tokens, tries, beams or HTTP.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Iterable, Sequence
+from contextlib import aclosing
 from typing import Literal, Self, TypeVar, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bytelm.byte_lm import StatefulByteLM
+from bytelm.byte_lm import StatefulByteLM, Walk
 from bytelm.errors import EmptyBeam, InputError, Terminated
 from bytelm.logprobs import EOS, SIZE, LazyByteProbs, check_symbol, checked_bytes
 
@@ -193,6 +194,19 @@ class Ensemble(StatefulByteLM):
         )
         return self._moved(filled, self.log_weights, added)
 
+    async def rows(self, bs: bytes | Iterable[int]) -> AsyncGenerator[LazyByteProbs, None]:
+        """See ``StatefulByteLM``; each model reads the text in its own way, in waves if it can."""
+        text = checked_bytes(bs)
+        self._check_open()
+        reading = [None if state is None else _Reading(state, text) for state in self.states]
+        walk = Walk(self._with(reading, self.log_weights), text)
+        try:
+            async with aclosing(walk.rows()) as rows:
+                async for q in rows:
+                    yield q
+        finally:
+            await _gather(one.cleanup() for one in reading if one is not None)
+
     async def cleanup(self) -> None:
         """Releases what the models' states hold."""
         await _gather(state.cleanup() for state in self.states if state is not None)
@@ -227,6 +241,37 @@ class Ensemble(StatefulByteLM):
             for share, state in zip(shares, self.states, strict=True)
         ]
         return "\n".join(lines) + "\n"
+
+
+class _Reading(StatefulByteLM):
+    """A model that reads a text by its ``rows``: a state that moves on, for one walk alone."""
+
+    def __init__(self, state: StatefulByteLM, text: bytes) -> None:
+        self._context = state.context
+        self._rows = state.rows(text)
+        self._row: LazyByteProbs | None = None
+
+    async def logp_next(self) -> LazyByteProbs:
+        if self._row is None:
+            self._row = await anext(self._rows)
+        return self._row
+
+    async def __lshift__(self, b: int) -> Self:
+        self._row = await anext(self._rows)
+        return self
+
+    def prune(self) -> Self:
+        return self
+
+    async def prefill(self, bs: bytes | Iterable[int]) -> Self:
+        raise NotImplementedError("its text is known")
+
+    @property
+    def context(self) -> bytes:
+        return self._context
+
+    async def cleanup(self) -> None:
+        await self._rows.aclose()
 
 
 class _Distributions:

@@ -1,6 +1,7 @@
 """Known texts in waves: what they report is what the walk reports."""
 
 import asyncio
+from contextlib import aclosing
 
 import numpy as np
 import pytest
@@ -9,8 +10,10 @@ from hypothesis import strategies as st
 
 from bytelm import waves
 from bytelm.beam import BeamParams, ByteBeamState
+from bytelm.byte_lm import StatefulByteLM
 from bytelm.draws import Draw
 from bytelm.ensemble import Ensemble
+from bytelm.errors import ContextTooLong, EmptyBeam
 from bytelm.logprobs import EOS
 from bytelm.testing import StubLM, merging_vocab
 from bytelm.waves import KnownWalk
@@ -19,6 +22,11 @@ VOCAB = merging_vocab(
     [b"", b"", *[bytes([b]) for b in b"abc "], b"ab", b" a", b"bc", b"abc", b" ab", b"ca"],
     r" ?[a-z]+| +",
     eos_token_ids=[1],
+)
+
+
+LETTERS = merging_vocab(
+    [b"", b"", *[bytes([b]) for b in b"abc"], b"ab", b"bc"], r"[a-z]+", eos_token_ids=[1]
 )
 
 
@@ -180,12 +188,79 @@ async def test_rows_are_those_of_the_walk(text):
     assert have == [ps.tolist() for ps in want]
 
 
-async def test_rows_of_an_ensemble_are_those_of_its_walk():
-    one, other = [await initial(StubLM(VOCAB, seed), K=3, deferred=True) for seed in (1, 2)]
-    state = Ensemble([one, other])
+async def read(state: StatefulByteLM, text: bytes) -> tuple[list[list[float]], Exception | None]:
+    """The rows of a text, and what ended them."""
+    rows = []
+    try:
+        async for q in state.rows(text):
+            rows.append(q.ps.tolist())
+    except (EmptyBeam, ContextTooLong) as error:
+        return rows, error
+    return rows, None
+
+
+@pytest.mark.parametrize("mode", ["mixture", "pool", "product"])
+@pytest.mark.parametrize("other_has", [VOCAB, LETTERS])
+async def test_rows_of_an_ensemble_are_those_of_its_walk(mode, other_has):
+    """Whether or not one of the models cannot spell the text and is out on the way."""
+    lms = [StubLM(VOCAB, 1), StubLM(other_has, 2)]
+    states = [await initial(lm, K=3, deferred=True) for lm in lms]
+    state = Ensemble(states, [0.3, 0.7], mode)
     text = b"abc ab cab bca abc"
-    want, _ = await walked(state, text)
-    assert [q.ps.tolist() async for q in state.rows(text)] == [ps.tolist() for ps in want]
+    if other_has is LETTERS and mode == "product":
+        with pytest.raises(EmptyBeam):
+            await walked(state, text)
+        have, error = await read(state, text)
+        assert isinstance(error, EmptyBeam)
+        want = (await walked(state, text[:3]))[0]
+    else:
+        want, _ = await walked(state, text)
+        have, _ = await read(state, text)
+    assert have == [ps.tolist() for ps in want]
+
+
+async def test_the_models_of_an_ensemble_read_in_waves():
+    text = await likely_text(200)
+    members = [(_Slow(VOCAB), _Slow(VOCAB, 1)) for _ in range(2)]
+    for lm in members[0]:
+        lm.is_idle = True
+    quick, plain = [
+        Ensemble([await initial(lm, K=3, prune_threshold=0.01) for lm in lms]) for lms in members
+    ]
+    have = [q.ps.tolist() async for q in quick.rows(text)]
+    want, _ = await walked(plain, text)
+    assert have == [ps.tolist() for ps in want]
+    for lm, other in zip(*members, strict=True):
+        assert lm.asked < other.asked / 4
+
+
+async def test_rows_of_an_ensemble_that_are_left_end_all_evaluations():
+    lms = [_Slow(VOCAB), _Slow(VOCAB, 1)]
+    state = Ensemble([await initial(lm, K=3, prune_threshold=0.01) for lm in lms])
+
+    async def read():
+        async with aclosing(state.rows(b"abc ab cab bca " * 10)) as rows:
+            async for _ in rows:
+                pass
+
+    task = asyncio.ensure_future(read())
+    while max(lm.most for lm in lms) < 10:  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert [lm.under_way for lm in lms] == [0, 0]
+
+
+async def test_rows_end_where_the_model_is_full():
+    lm = StubLM(VOCAB, max_context_tokens=20)
+    state = await initial(lm, K=3, prune_threshold=0.01)
+    text = b"abc ab cab bca " * 10
+    have, error = await read(state, text)
+    assert isinstance(error, ContextTooLong)
+    assert f"is full after {len(have)} bytes" in str(error)
+    assert 20 < len(have) < len(text)
+    assert have == [ps.tolist() for ps in (await walked(state, text[: len(have) - 1]))[0]]
 
 
 async def test_others_have_their_turn_while_nothing_is_fetched():
