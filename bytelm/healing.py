@@ -18,9 +18,10 @@ from bytelm.rows import Row, RowSource
 from bytelm.trie import ROOT
 
 if TYPE_CHECKING:
-    from bytelm.beam import ByteBeamState, Candidate, Path
+    from bytelm.beam import Candidate, Path
+    from bytelm.beam.base import Beam
 
-BeamT = TypeVar("BeamT", bound="ByteBeamState")
+BeamT = TypeVar("BeamT", bound="Beam")
 
 
 @dataclass(frozen=True)

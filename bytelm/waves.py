@@ -36,12 +36,12 @@ from bytelm.threads import by_length
 from bytelm.token_lm import AsyncTokenLM
 
 if TYPE_CHECKING:
+    from bytelm.beam.base import Beam
     from bytelm.beam.deferred import Path
-    from bytelm.beam.state import ByteBeamState
     from bytelm.rows import RowSource
 
 T = TypeVar("T")
-S = TypeVar("S", bound="ByteBeamState")
+S = TypeVar("S", bound="Beam")
 
 LONG = 16
 """So many bytes are worth it; fewer are walked as they are."""

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from bytelm import prefill
-from bytelm.beam import BeamParams, ByteBeamState
-from bytelm.beam import state as state_module
+from bytelm.beam import BeamParams, ByteBeamState, prefilling
 from bytelm.beam.ration import MOST
 from bytelm.errors import BeamError, ContextTooLong, EmptyBeam, VocabError
 from bytelm.logprobs import EOS
@@ -230,7 +229,7 @@ async def test_what_a_fast_prefill_evaluates_is_bounded_whatever_the_text(text, 
 )
 async def test_all_that_a_prefill_knows_is_of_its_text_with_exact_weights(text, most, monkeypatch):
     """However early its walk ends."""
-    monkeypatch.setattr(state_module, "MOST", most)
+    monkeypatch.setattr(prefilling, "MOST", most)
     lm = _Recording(TRAINED, 2)
     state = await (await initial(lm, DEFERRED, initial_context=[0])).prefill(text)
     assert list(state)
@@ -252,7 +251,7 @@ async def test_all_that_a_prefill_knows_is_of_its_text_with_exact_weights(text, 
 
 @pytest.mark.parametrize("seed", range(8))
 async def test_a_walk_that_spent_its_ration_still_takes_what_is_canonical(seed, monkeypatch):
-    monkeypatch.setattr(state_module, "RATION", 0)
+    monkeypatch.setattr(prefilling, "RATION", 0)
     lm, text = (
         _Recording(TRAINED, seed),
         b"The capital of France is Paris, isn't it? We're sure tha",

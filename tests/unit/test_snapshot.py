@@ -135,7 +135,7 @@ async def test_healed_states(monkeypatch):
         healed.append(await heal(state, b))
         return healed[-1]
 
-    monkeypatch.setattr("bytelm.beam.state.heal", noted)
+    monkeypatch.setattr("bytelm.beam.moving.heal", noted)
     # Below a node with many tokens the sums of the two ways to cut differ.
     many = [b"bc" + bytes(end) for end in itertools.product(b"abc", repeat=5)]
     tokens = [b"", *(bytes([b]) for b in b"abc"), b"abb", b"abcc", b"bbb", *many]
