@@ -198,6 +198,35 @@ SCORE_ANSWER = answer(
     },
 )
 
+ROWS = {
+    "one": call("A text after a context", {"context": "The capital of ", "text": "France"}),
+    "whole": call(
+        "Bytes from the beginning, in few",
+        {"context": "", "text": {"base64": "w6nDqcM="}, "dtype": "float16", "usage": True},
+        "Half as many bytes, and what the call took behind the rows.",
+    ),
+}
+_OCTETS = {
+    "application/octet-stream": {
+        "schema": {"type": "string", "format": "binary"},
+        "example": "(7 × 257 × 4 bytes)",
+    }
+}
+ROWS_ANSWER = {
+    "description": "Natural log-probabilities, little-endian, row by row.",
+    "content": _OCTETS,
+    "headers": {
+        "X-Shape": {
+            "description": "How many rows there are, one more than bytes, and 257.",
+            "schema": {"type": "string", "pattern": "^[0-9]+,257$"},
+        },
+        "X-Dtype": {
+            "description": "Of each number, as numpy names it.",
+            "schema": {"type": "string", "enum": ["<f4", "<f2"]},
+        },
+    },
+}
+
 VOCAB_ANSWER = answer(
     "The vocabulary; the place of a token is its id.",
     {

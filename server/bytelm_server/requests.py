@@ -294,3 +294,23 @@ class ScoreCall(BeamCall):
     )
     eos: bool = Field(False, description="Score the end of the text after them, too.")
     per_byte: bool = Field(False, description="Also give each byte's log-probability.")
+
+
+class KnownRows(Body):
+    """What every call takes that gives the distributions along a text."""
+
+    text: BytesIn = Field(description="The bytes to read.")
+    dtype: Literal["float32", "float16"] = Field(
+        "float32",
+        description="Of each number. `float16` is rounded by 1/2048 of itself at most; what is "
+        "below its least finite number, −65504, becomes that.",
+    )
+    usage: bool = Field(
+        False, description="Tell behind the rows what the call took: NaN, then JSON with `usage`."
+    )
+
+
+class RowsCall(KnownRows, BeamCall):
+    """The distributions before each byte of a text, and behind the last."""
+
+    context: ContextIn = Field(description="What comes before.")

@@ -6,10 +6,11 @@ from typing import Annotated
 
 from fastapi import APIRouter, Body, Request, Response
 
-from bytelm_server import answers, examples, requests
+from bytelm_server import answers, examples, requests, text_rows
 from bytelm_server.documented import DOORS, FAILURES, NOT_READY, with_stream
 from bytelm_server.metrics import CONTENT_TYPE, Metrics
 from bytelm_server.reading import JsonRoute
+from bytelm_server.row_stream import RowFormat
 from bytelm_server.sessions.service import Sessions
 from bytelm_server.wire import JsonResponse
 from bytelm_server.work import Served, Working
@@ -161,3 +162,26 @@ async def score(
 ) -> JsonResponse:
     """How likely given bytes are after a context: log-probabilities and bits per byte."""
     return JsonResponse(await work.result(backend.service.score(call, work.caller.cache_salt)))
+
+
+@router.post(
+    "/v1/rows",
+    tags=["bytes"],
+    response_class=Response,
+    responses={200: examples.ROWS_ANSWER, **FAILURES},
+)
+async def rows(
+    work: Working,
+    backend: Served,
+    call: Annotated[requests.RowsCall, Body(openapi_examples=examples.ROWS)],
+) -> Response:
+    """The distributions before each byte of a text, and behind the last, as raw numbers.
+
+    Rows come as they are made, little-endian: `numpy.frombuffer(body, headers["X-Dtype"])`, in the
+    shape that the header `X-Shape` has. Each has the natural log-probabilities of the 256 bytes,
+    then of EOS. Where a row cannot be made, since nothing continues with the byte before it, or for
+    another reason, those before it stand, and behind them a NaN, then JSON to the end:
+    `{"error": …}`. Such a body is no whole number of rows.
+    """
+    pieces = text_rows.rows(backend.service, call, work.caller.cache_salt)
+    return await work.rows(pieces, RowFormat(call.dtype), len(call.text.data) + 1)

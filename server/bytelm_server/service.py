@@ -373,11 +373,11 @@ def _score(scored: Score, call: requests.ScoreCall, text: bytes, vocab: ByteVoca
     if scored.eos is not None:
         result["eos"] = scored.eos
     if (at := scored.impossible_at) is not None:
-        result["reason"] = _why_impossible(text, at, vocab)
+        result["reason"] = why_impossible(text, at, vocab)
     return result
 
 
-def _why_impossible(text: bytes, at: int, vocab: ByteVocab) -> str:
+def why_impossible(text: bytes, at: int, vocab: ByteVocab) -> str:
     """Why the byte at a place has no probability, or, behind the last one, EOS."""
     if at == len(text):
         return "the text cannot end there"

@@ -4,7 +4,7 @@ Every route that takes the model goes through :class:`Work`. Must not know what 
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import Annotated, Any, Self, TypeVar
 
@@ -15,6 +15,7 @@ from bytelm_server.admission import Turn
 from bytelm_server.backend import Backend
 from bytelm_server.callers import Caller, Calling
 from bytelm_server.disconnect import while_connected
+from bytelm_server.row_stream import Pieces, RowFormat, RowStream
 from bytelm_server.streams import Event, Events, EventStream
 
 T = TypeVar("T")
@@ -80,9 +81,19 @@ class Work:
 
         return EventStream(first, following, events, self._lend, patience)
 
-    async def _begun(self, events: Events) -> Event | None:
+    async def rows(self, pieces: Pieces, form: RowFormat, rows: int) -> RowStream:
+        """The answer that carries so many rows as they come; an error before the first is raised.
+
+        Where its reader does not read, it keeps its turn: rows of the model are held for it.
+        """
+        begun = self._in_time(self._begun(pieces))
+        first = await while_connected(self._request, begun)
+        assert first is not None
+        return RowStream(first, lambda: self._in_time(_next(pieces)), pieces, form, rows)
+
+    async def _begun(self, parts: AsyncGenerator[T, None]) -> T | None:
         self._turn = await self._held.enter_async_context(self._a_turn())
-        return await anext(events, None)
+        return await anext(parts, None)
 
     async def _next(self, events: Events) -> Event | None:
         if self._turn is not None:
@@ -111,6 +122,10 @@ class Work:
             self._first.cancel()
             await asyncio.gather(self._first, return_exceptions=True)
         await self._held.aclose()
+
+
+async def _next(pieces: Pieces) -> bytes | None:
+    return await anext(pieces, None)
 
 
 async def _work(request: Request, backend: Served, caller: Calling) -> AsyncIterator[Work]:

@@ -25,6 +25,7 @@ BASE64 = base64.b64encode(bytes(range(256)) * (MB // 256)).decode()
 STOPS = [chr(97 + i) * 1023 for i in range(16)]
 DEEP = b"[" * 900 + b"]" * 900
 GREEDY, NEXT, SCORE = "/v1/greedy", "/v1/next_bytes", "/v1/score"
+KNOWN = "/v1/rows"
 COMPLETE, COMPLETE_CHAT = "/v1/completions", "/v1/chat/completions"
 ROWS, BATCH, CREATE = "/v1/token_logprobs", "/v1/sessions:batch", "/v1/sessions"
 ON_BYTES, ON_TOKENS = "/v1/sessions/{byte}", "/v1/sessions/{token}"
@@ -91,6 +92,10 @@ HOSTILE: dict[str, Request] = {
     "scores of each byte": call(
         SCORE, context="a", continuations=[ENGLISH[:1000]] * 1000, per_byte=True, eos=True
     ),
+    "rows of a megabyte": call(KNOWN, context="", text=ENGLISH),
+    "rows of 300 kB without words": call(KNOWN, context="", text="a" * 300_000),
+    "rows of 9 kB": call(KNOWN, context="a", text=ENGLISH[:9_000]),
+    "rows of bytes that are no text": call(KNOWN, context="a", text={"base64": BASE64[:12_000]}),
     "a prompt of a million ids": call(COMPLETE, prompt=[5] * 1_000_000),
     "a prompt of a million wrong ids": call(COMPLETE, prompt=[5] * 999_999 + [256]),
     "thousands of prompts": call(COMPLETE, prompt=[[5] * 100] * 8000),

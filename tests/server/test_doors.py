@@ -117,6 +117,7 @@ CONTEXT = {"context": "hello"}
         ("/v1/sample", {**CONTEXT, "steps": 3}),
         ("/v1/sample", {**CONTEXT, "steps": 3, "method": "byte"}),
         ("/v1/score", {**CONTEXT, "continuations": ["a"]}),
+        ("/v1/rows", {**CONTEXT, "text": "a"}),
         ("/v1/sessions", CONTEXT),
         ("/v1/completions", {"prompt": "hello"}),
         ("/v1/completions", {"prompt": "hello", "stream": True}),

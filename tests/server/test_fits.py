@@ -14,6 +14,7 @@ STATELESS: list[tuple[str, dict[str, Any]]] = [
     ("/v1/greedy", {"steps": 3, "stream": True}),
     ("/v1/sample", {"steps": 3, "n": 3}),
     ("/v1/score", {"continuations": ["a"]}),
+    ("/v1/rows", {"text": "a"}),
     ("/v1/sessions", {}),
     ("/v1/sessions", {"kind": "token"}),
 ]
@@ -54,6 +55,7 @@ def test_a_context_that_does_not_fit(
 def test_a_continuation_that_does_not_fit(roomy: httpx.Client, length: int) -> None:
     body = {"context": "a", "continuations": [LONG * length]}
     refused(roomy, "/v1/score", body)
+    refused(roomy, "/v1/rows", {"context": "a", "text": LONG * length})
 
 
 def test_of_several_continuations_those_that_fit_are_scored(roomy: httpx.Client) -> None:

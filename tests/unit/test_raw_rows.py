@@ -197,6 +197,7 @@ CALLS = [
     ("/v1/greedy", {"context": "a", "steps": 3}),
     ("/v1/sample", {"context": "a", "steps": 3, "method": "byte", "seed": 1}),
     ("/v1/score", {"context": "a", "continuations": ["b"]}),
+    ("/v1/rows", {"context": "a", "text": "b"}),
     ("GET", "next?top=2"),
     ("GET", "next"),
     ("greedy", {"steps": 3, "logprobs": True}),

@@ -24,7 +24,7 @@ MOST_KEPT_BYTES = 1 << 16
 """The largest body that is kept to send a call again."""
 
 _SESSIONS = "/v1/sessions/"
-STATELESS = {f"/v1/{call}" for call in ("next_bytes", "greedy", "sample", "score")}
+STATELESS = {f"/v1/{call}" for call in ("next_bytes", "greedy", "sample", "score", "rows")}
 STATELESS |= {"/v1/token_logprobs", "/v1/completions", "/v1/chat/completions"}
 STATELESS |= {"/tokenize", "/detokenize"}
 """Calls that change nothing, though they have a body."""
