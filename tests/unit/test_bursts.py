@@ -52,7 +52,8 @@ async def test_what_is_asked_for_at_one_moment_is_one_burst(started):
     assert wire.sent == [["a", "b", "c"]]
 
 
-async def test_whoever_needs_some_turns_more_is_waited_for(started):
+async def test_whoever_needs_some_turns_more_is_waited_for(started, monkeypatch):
+    monkeypatch.setattr("bytelm.vllm.bursts.LONGEST_GATHERING", 60.0)
     bursts, wire = started(1)
 
     async def late(item: str, after: int) -> None:

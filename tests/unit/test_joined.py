@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from bytelm.beam import BeamParams, ByteBeamState
+from bytelm.beam.extending import weighed
 from bytelm.ensemble import Ensemble
 from bytelm.generation import collect, generate
 from bytelm.joined import Joined, results
@@ -195,7 +196,7 @@ async def test_what_is_read_ahead_ends_with_the_last_state_that_refers_to_it():
     lm = WatchedLM(seed=6)
     state = await state_after(lm, b" d")
     lm.gate.clear()
-    wanted, _ = await state._wanted(state.logZ, need_one=False)
+    wanted, _ = await weighed(state, state.logZ, need_one=False)
     lm.passing = {one.path for one in wanted}
     await state.logp_next()
     assert lm.under_way > 0
