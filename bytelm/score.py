@@ -48,6 +48,10 @@ class Score:
             return int(np.isneginf(self.logprobs).argmax())
         return len(self.logprobs) if self.eos == -math.inf else None
 
+    def of_span(self, start: int, end: int) -> float:
+        """Log-probability of the bytes from ``start`` on and before ``end``, after all before."""
+        return math.fsum(self.logprobs[start:end])
+
     @property
     def bits_per_byte(self) -> float:
         """The mean of the bytes' log-probabilities in bits, negated; 0 of no bytes, EOS aside."""

@@ -62,6 +62,7 @@ if TYPE_CHECKING:
     from bytelm_client.results import NextTokens as NextTokens
     from bytelm_client.results import Score as Score
     from bytelm_client.results import SessionInfo as SessionInfo
+    from bytelm_client.results import Span as Span
     from bytelm_client.results import Usage as Usage
     from bytelm_client.results import Vocab as Vocab
 
@@ -119,6 +120,7 @@ _HOMES = {
     "Candidate": "results",
     "NextTokens": "results",
     "SessionInfo": "results",
+    "Span": "results",
     "AsyncSession": "_async.session",
     "Session": "_sync.session",
     "AsyncStream": "_async.stream",

@@ -23,13 +23,11 @@ from bytelm_client._calls import (
     timeout_of,
 )
 from bytelm_client.contexts import (
-    TEXT,
     Context,
     Contexts,
     Ids,
     Text,
     Texts,
-    bytes_json,
     context_json,
     ids_json,
     is_one,
@@ -48,7 +46,7 @@ from bytelm_client.errors import (
     api_error,
     api_error_of,
 )
-from bytelm_client.options import CallOptions, options_json
+from bytelm_client.options import CallOptions, options_json, score_json
 from bytelm_client.results import (
     Continuation,
     Model,
@@ -158,13 +156,8 @@ class BaseClient:
         continuations: Text | Texts,
         options: Mapping[str, Any],
     ) -> Call[Score | list[Score]]:
-        one = isinstance(continuations, TEXT)
-        given = [continuations] if isinstance(continuations, TEXT) else continuations
-        body = {
-            "context": context_json(context),
-            "continuations": [bytes_json(text) for text in given],
-            **options_json(options),
-        }
+        parts, one = score_json(continuations, options)
+        body = {"context": context_json(context), **parts}
         read = read_results(read_score, one)
         return Call("POST", "/v1/score", read, body, timeout=timeout_of(options))
 

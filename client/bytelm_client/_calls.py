@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bytelm_client.errors import APIError, CannotSend, ItemsFailed, api_error_of
-from bytelm_client.results import Continuation, NextBytes, Score, Usage
+from bytelm_client.results import Continuation, NextBytes, Score, Span, Usage
 
 T = TypeVar("T", covariant=True)
 
@@ -170,7 +170,26 @@ def read_score(result: Mapping[str, Any], usage: Usage, place: int) -> Score:
         logprobs=None if per_byte is None else np.array([_logprob(x) for x in per_byte]),
         eos=_logprob(result["eos"]) if "eos" in result else None,
         usage=usage,
+        spans=tuple(map(_span, result["spans"])) if "spans" in result else None,
+        top=tuple(map(_best, result["top"])) if "top" in result else None,
     )
+
+
+def _span(told: Mapping[str, Any]) -> Span:
+    bits = told["bits"]
+    return Span(
+        start=told["start"],
+        end=told["end"],
+        bytes=base64.b64decode(told["bytes"]["base64"]),
+        logprob=_logprob(told["logprob"]),
+        bits=math.inf if bits is None else bits,
+    )
+
+
+def _best(told: list[Any] | None) -> tuple[tuple[bytes, float], ...] | None:
+    if told is None:
+        return None
+    return tuple((bytes([one["byte"]]), _logprob(one["logprob"])) for one in told)
 
 
 def _logprob(x: float | None) -> float:

@@ -3,9 +3,9 @@
 Must not know contexts, nor how a call is sent.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from typing_extensions import TypedDict
 
@@ -13,6 +13,9 @@ from bytelm_client.contexts import TEXT, Text, Texts, bytes_json
 
 if TYPE_CHECKING:
     from bytelm import BeamParams
+
+Spans: TypeAlias = Sequence[tuple[int, int]]
+"""Parts of a text: from which byte on, and before which."""
 
 
 class Beam(TypedDict, total=False):
@@ -103,16 +106,25 @@ class SampleOptions(GreedyOptions, total=False):
     valid_utf8: bool
 
 
-class ScoreOptions(BeamOptions, total=False):
-    """What ``score`` can be told.
+class PartsOptions(CallOptions, total=False):
+    """What every score can be told of what to tell.
 
     Attributes:
         eos: score the end of the text, too.
         per_byte: also give each byte's log-probability.
+        top: also give the most probable bytes in each byte's place, this many.
+        spans: also give the log-probability of parts: of the ``"words"``; or of ``(start, end)``,
+            offsets in bytes: a list of them for one continuation, a list of lists for several.
     """
 
     eos: bool
     per_byte: bool
+    top: int | None
+    spans: Literal["words"] | Spans | Sequence[Spans] | None
+
+
+class ScoreOptions(PartsOptions, BeamOptions, total=False):
+    """What ``score`` can be told."""
 
 
 class SessionOptions(BeamOptions, total=False):
@@ -125,6 +137,24 @@ class SessionOptions(BeamOptions, total=False):
 
     max_context_length: int | None
     ttl: float | None
+
+
+def score_json(
+    continuations: Text | Texts, options: Mapping[str, Any]
+) -> tuple[dict[str, Any], bool]:
+    """What is to be scored, with its options, as the API takes it; whether it is one.
+
+    Raises:
+        TypeError: when something is not what it should be.
+    """
+    one = isinstance(continuations, TEXT)
+    given = [continuations] if isinstance(continuations, TEXT) else continuations
+    body = {"continuations": [bytes_json(text) for text in given], **options_json(options)}
+    spans = body.get("spans")
+    if spans is not None and not isinstance(spans, str):
+        several = [spans] if one else spans
+        body["spans"] = [[list(span) for span in some] for some in several]
+    return body, one
 
 
 LOCAL = {"verbose", "max_context_length", "eos_byte_strings", "log_prune_threshold"}

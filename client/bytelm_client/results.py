@@ -80,6 +80,30 @@ class NextBytes:
         return [(bytes([b]), float(self.logprobs[b])) for b in best]
 
 
+@dataclass(frozen=True)
+class Span:
+    """A part of a continuation, and how likely it is after all that is before it.
+
+    Attributes:
+        start: of its first byte in the continuation.
+        end: of the byte behind it.
+        bytes: the bytes.
+        logprob: their natural log-probability.
+        bits: their surprisal.
+    """
+
+    start: int
+    end: int
+    bytes: bytes
+    logprob: float
+    bits: float
+
+    @property
+    def text(self) -> str:
+        """The bytes as UTF-8, with U+FFFD where they are not."""
+        return self.bytes.decode(errors="replace")
+
+
 @dataclass(frozen=True, eq=False)
 class Score:
     """How likely a continuation is after its context.
@@ -90,6 +114,10 @@ class Score:
         logprobs: float64 ``[bytes]``, of each byte; None unless the call asked for it.
         eos: the log-probability of EOS; None unless the call asked for it.
         usage: what the whole call took.
+        spans: the words, or the spans that were given; None unless the call asked for them.
+        top: the most probable bytes with their log-probabilities, best first, in each byte's place,
+            and with ``eos`` behind the last one, too; None behind a byte of probability 0. None
+            unless the call asked for them.
     """
 
     logprob: float
@@ -97,6 +125,8 @@ class Score:
     logprobs: NDArray[np.float64] | None
     eos: float | None
     usage: Usage
+    spans: tuple[Span, ...] | None = None
+    top: tuple[tuple[tuple[bytes, float], ...] | None, ...] | None = None
 
 
 @dataclass(frozen=True)

@@ -121,12 +121,32 @@ class ErrorEvent(TypedDict):
     usage: NotRequired[Usage]
 
 
+class SpanScore(TypedDict):
+    """How likely a part of a continuation is, after all that is before it."""
+
+    start: Annotated[int, Field(description="Of its first byte in the continuation.")]
+    end: Annotated[int, Field(description="Of the byte behind it.")]
+    bytes: BytesOut
+    logprob: LogProb
+    bits: Annotated[float | None, Field(description="Its surprisal; infinity is null.")]
+
+
 class Score(TypedDict):
     """How likely a continuation is."""
 
     logprob: LogProb
     bits_per_byte: Annotated[float | None, Field(description="EOS aside; infinity is null.")]
     logprobs: NotRequired[Annotated[list[LogProb], Field(description="With `per_byte`.")]]
+    top: NotRequired[
+        Annotated[
+            list[list[TopByte] | None],
+            Field(
+                description="With `top`: the most probable bytes in each byte's place, best first, "
+                "and with `eos` behind the last one, too; null behind a byte of probability 0."
+            ),
+        ]
+    ]
+    spans: NotRequired[Annotated[list[SpanScore], Field(description="With `spans`, in order.")]]
     eos: NotRequired[Annotated[float | None, Field(description="With `eos`: its part.")]]
     reason: NotRequired[
         Annotated[str, Field(description="Where the log-probability is null: which byte and why.")]

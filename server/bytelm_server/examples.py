@@ -185,6 +185,21 @@ SCORE = {
         },
         "With `eos` the log-probability includes that the text ends there.",
     ),
+    "words": call(
+        "The surprisal of each word",
+        {"context": "The capital of France", "continuations": [" is Paris."], "spans": "words"},
+        "Their sum is the whole's.",
+    ),
+    "spans": call(
+        "Parts of one's own, and the best bytes in each place",
+        {
+            "context": "The capital of France is ",
+            "continuations": ["Paris.", "Rome."],
+            "spans": [[[0, 5], [5, 6]], [[0, 4]]],
+            "top": 3,
+        },
+        "Offsets count bytes; parts may overlap.",
+    ),
 }
 SCORE_ANSWER = answer(
     "A score for each continuation.",

@@ -155,6 +155,12 @@ class Limits:
             message = f"one call scores at most {total} bytes in all, not {sum(lengths)}"
             raise LimitExceeded(message, name)
 
+    def check_told(self, length: int) -> None:
+        """How many bytes the spans of an answer may have."""
+        most = self.settings.max_total_steps
+        if length > most:
+            raise LimitExceeded(f"spans have at most {most} bytes in all, not {length}", "spans")
+
     def check_context(self, context: Context, prefill: str = "fast") -> None:
         """How long a context may be, whatever model there is."""
         most = self.settings.max_context_bytes

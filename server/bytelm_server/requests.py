@@ -285,15 +285,72 @@ class SampleCall(Drawing, ContextCall):
     """
 
 
-class ScoreCall(BeamCall):
-    """How likely given bytes are after a context."""
+def _in_order(value: list[int]) -> list[int]:
+    start, end = value
+    if start > end:
+        raise PydanticCustomError(
+            "span",
+            "a span does not end before it begins, as [{start}, {end}] does",
+            {"start": start, "end": end},
+        )
+    return value
 
-    context: ContextIn = Field(description="What comes before.")
+
+Span = Annotated[
+    list[Annotated[int, Field(ge=0)]],
+    Field(min_length=2, max_length=2, fail_fast=True),
+    AfterValidator(_in_order),
+]
+"""From which byte on, and before which."""
+
+
+def _words_or(value: object, handler: ValidatorFunctionWrapHandler) -> Any:
+    if value == "words":
+        return value
+    if not isinstance(value, list):
+        raise PydanticCustomError(
+            "spans", 'give "words", or for each continuation a list of [start, end] in bytes'
+        )
+    return handler(value)
+
+
+Given = Annotated[list[Annotated[list[Span], Field(fail_fast=True)]], Field(fail_fast=True)]
+
+if TYPE_CHECKING:
+    Spans = Literal["words"] | list[list[list[int]]]
+else:
+    Spans = Annotated[
+        Given, WrapValidator(_words_or, json_schema_input_type=Literal["words"] | Given)
+    ]
+
+
+class Scored(Body):
+    """What every call takes that scores."""
+
     continuations: list[BytesItem] = Field(
         min_length=1, description="The bytes to score, each on its own, right after the context."
     )
     eos: bool = Field(False, description="Score the end of the text after them, too.")
     per_byte: bool = Field(False, description="Also give each byte's log-probability.")
+    top: int | None = Field(
+        None,
+        ge=1,
+        le=256,
+        description="Also give the most probable bytes in each byte's place, this many.",
+    )
+    spans: Spans | None = Field(
+        None,
+        description="Also give the log-probability and the surprisal of parts: for each "
+        "continuation a list of `[start, end]`, offsets in bytes; or `words`. A word ends before "
+        "white space, which belongs to the word that follows; in scripts without spaces each "
+        "character is one.",
+    )
+
+
+class ScoreCall(Scored, BeamCall):
+    """How likely given bytes are after a context."""
+
+    context: ContextIn = Field(description="What comes before.")
 
 
 class KnownRows(Body):

@@ -15,7 +15,6 @@ from bytelm.beam import BeamParams, ByteBeamState
 from bytelm.context import begin
 from bytelm.errors import InputError
 from bytelm.generation import Generated, Piece, collect
-from bytelm.score import Score, score
 from bytelm_server import answers
 from bytelm_server.contexts import Given
 from bytelm_server.counting import counting, usage_of
@@ -115,14 +114,6 @@ class Run:
             event = answers.ErrorEvent(index=index, sample=sample or 0, error=result["error"])
             await self._told.last_of_one(event)
         return result
-
-    async def scored(self, state: ByteBeamState, text: bytes, eos: bool) -> Score | InputError:
-        """The score of one continuation, or what is wrong with it."""
-        async with self.turn:
-            try:
-                return await score(state, text, eos=eos)
-            except InputError as error:
-                return error
 
     def answer(self, results: list[Any]) -> answers.Answer[Any]:
         """The answer's body."""

@@ -5,7 +5,7 @@ Must not know HTTP; a route hands in a checked body and gets the answer's body b
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from contextlib import aclosing, suppress
 from typing import Any, TypeVar
 
@@ -17,24 +17,23 @@ from bytelm.beam import ByteBeamState, kernels
 from bytelm.canonical_paths import CanonicalPaths
 from bytelm.context import ChatTemplate
 from bytelm.draws import Draw
-from bytelm.errors import BeamError, ContextTooLong, InputError, MethodError, VocabError
+from bytelm.errors import BeamError, InputError, MethodError, VocabError
 from bytelm.generation import Generated, collect, generate
 from bytelm.logprobs import EOS, LazyByteProbs
 from bytelm.prefill import JOINED, TrunkFinder
 from bytelm.rows import RowSource
-from bytelm.score import Score, score_all
 from bytelm.settings import ServerSettings
 from bytelm.threads import in_thread
 from bytelm.token_lm import AsyncTokenLM
 from bytelm.token_sampling import by_tokens, sample
 from bytelm.trie import TokenTrie
-from bytelm.vocab import ByteVocab
 from bytelm_server import answers, requests
-from bytelm_server.contexts import BytesIn, ContextIn
+from bytelm_server.contexts import ContextIn
 from bytelm_server.counting import CountingLM
 from bytelm_server.errors import FieldError
 from bytelm_server.limits import Limits
 from bytelm_server.run import Run
+from bytelm_server.scoring import Scoring, Wanted, most_probable
 from bytelm_server.shares import Shares
 from bytelm_server.streams import Events
 from bytelm_server.vocabulary import VocabBody
@@ -252,57 +251,18 @@ class ByteService:
         self, call: requests.ScoreCall, cache_salt: str | None = None
     ) -> answers.Answer[Any]:
         """How likely each continuation is after the context."""
-        texts = [c.data if isinstance(c, BytesIn) else None for c in call.continuations]
-        good = [text for text in texts if text is not None]
-        self.limits.check_scoring([len(text) for text in good])
-        if call.per_byte:
-            self.limits.check_values(sum(map(len, good)), "per_byte")
+        wanted = await Wanted.of(call, self.limits)
+        scoring = Scoring(wanted)
         run = await self.run(call, cache_salt)
-        scores = await self._scored(run, call, good)
-        found = iter(scores)
-        results: list[answers.Score | answers.ItemError] = []
-        for index, item in enumerate(call.continuations):
-            outcome = item if isinstance(item, ValidationError) else next(found)
-            if isinstance(outcome, Score):
-                results.append(_score(outcome, call, texts[index] or b"", self.lm.vocab))
-            else:
-                results.append(await run.failed(index, outcome, f"continuations[{index}]"))
-        return run.answer(results)
-
-    async def _scored(
-        self, run: Run, call: requests.ScoreCall, texts: Sequence[bytes]
-    ) -> list[Score | InputError]:
-        """The scores of continuations, or what is wrong with each."""
         finder, most = TrunkFinder.of(self.lm.vocab), self.lm.max_context_tokens
-        outcomes: dict[int, Score | InputError] = {}
-
-        async def refuse(check: Callable[[bytes], Coroutine[Any, Any, None]]) -> None:
-            for i, text in enumerate(texts):
-                if i not in outcomes:
-                    try:
-                        await check(text)
-                    except ContextTooLong as error:
-                        outcomes[i] = error
-                    except VocabError:
-                        pass  # a byte that cannot be spelled has no probability, that is all
-
         # Before anything is evaluated: what does not even fit by itself.
-        await refuse(lambda text: finder.check_fits(-JOINED, text, most))
-        if len(outcomes) < len(texts) or not texts:
+        await scoring.refuse(lambda text: finder.check_fits(-JOINED, text, most))
+        if scoring.is_open:
             state = await run.begun(call.context, "context")
-            run.lm.bytes_in += sum(map(len, texts))
-            await refuse(state.check_room)
-            left = [i for i in range(len(texts)) if i not in outcomes]
-            good = [texts[i] for i in left]
-            most_at_once = self.settings.concurrency
-            scored: Sequence[Score | InputError]
-            try:
-                scored = await score_all(state, good, eos=call.eos, concurrency=most_at_once)
-            except InputError:
-                # Something is wrong with one of them: each for itself, the others get their scores.
-                scored = await concurrently(run.scored(state, text, call.eos) for text in good)
-            outcomes.update(zip(left, scored, strict=True))
-        return [outcomes[i] for i in range(len(texts))]
+            run.lm.bytes_in += wanted.length
+            await scoring.refuse(state.check_room)
+            await scoring.after(state)
+        return run.answer(await scoring.results(self.lm.vocab))
 
     async def _for_each_context(
         self, run: Run, call: requests.ContextCall, work: Work, n: int | None = None
@@ -352,7 +312,7 @@ def next_bytes(ps: NDArray[np.float64], top: int | None) -> Any:
     eos = float(ps[EOS])
     if top is None:
         return {"logprobs": ps[:256], "eos": eos}
-    best = np.argsort(-ps[:256], kind="stable")[:top]
+    best = most_probable(ps, top)
     return answers.TopBytes(
         top=[answers.TopByte(byte=int(b), logprob=float(ps[b])) for b in best], eos=eos
     )
@@ -363,28 +323,4 @@ def _continuation(made: Generated[Any]) -> answers.Continuation:
         bytes=answers.bytes_out(made.data),
         logprob=made.logprob,
         finish_reason=made.finish_reason,
-    )
-
-
-def _score(scored: Score, call: requests.ScoreCall, text: bytes, vocab: ByteVocab) -> answers.Score:
-    result = answers.Score(logprob=scored.logprob, bits_per_byte=scored.bits_per_byte)
-    if call.per_byte:
-        result["logprobs"] = scored.logprobs.tolist()
-    if scored.eos is not None:
-        result["eos"] = scored.eos
-    if (at := scored.impossible_at) is not None:
-        result["reason"] = why_impossible(text, at, vocab)
-    return result
-
-
-def why_impossible(text: bytes, at: int, vocab: ByteVocab) -> str:
-    """Why the byte at a place has no probability, or, behind the last one, EOS."""
-    if at == len(text):
-        return "the text cannot end there"
-    byte = f"byte {at} (0x{text[at]:02X})"
-    if text[at] not in vocab.alphabet:
-        return f"{byte} is in no token of the vocabulary: the model cannot spell it"
-    return (
-        f"{byte} has no probability after what comes before it: raise beam.K or lower "
-        "beam.prune_threshold"
     )

@@ -18,7 +18,8 @@ from bytelm_server import requests
 from bytelm_server.counting import usage_of
 from bytelm_server.errors import NoContinuation
 from bytelm_server.row_stream import Pieces, RowFormat
-from bytelm_server.service import ByteService, why_impossible
+from bytelm_server.scoring import why_impossible
+from bytelm_server.service import ByteService
 
 AT_ONCE = 32
 """Rows that are sent together, the first aside: it comes as soon as it is there."""

@@ -96,6 +96,15 @@ HOSTILE: dict[str, Request] = {
     "rows of 300 kB without words": call(KNOWN, context="", text="a" * 300_000),
     "rows of 9 kB": call(KNOWN, context="a", text=ENGLISH[:9_000]),
     "rows of bytes that are no text": call(KNOWN, context="a", text={"base64": BASE64[:12_000]}),
+    "words of a megabyte": call(SCORE, context="a", continuations=["北" * 340_000], spans="words"),
+    "words of 60 kB": call(SCORE, context="a", continuations=["a " * 3000] * 10, spans="words"),
+    "thousands of long spans": call(
+        SCORE, context="a", continuations=[ENGLISH[:9000]], spans=[[[0, 9000]] * 8000]
+    ),
+    "100,000 spans": call(SCORE, context="a", continuations=["ab"], spans=[[[0, 1]] * 100_000]),
+    "the best bytes everywhere": call(
+        SCORE, context="a", continuations=[ENGLISH[:1000]], spans="words", top=256
+    ),
     "a prompt of a million ids": call(COMPLETE, prompt=[5] * 1_000_000),
     "a prompt of a million wrong ids": call(COMPLETE, prompt=[5] * 999_999 + [256]),
     "thousands of prompts": call(COMPLETE, prompt=[[5] * 100] * 8000),

@@ -198,6 +198,47 @@ def test_scores_are_what_the_server_says(client: Client, http: httpx.Client) -> 
     assert one.usage.bytes_in == 5
 
 
+def test_parts_of_scores_are_what_the_server_says(client: Client, http: httpx.Client) -> None:
+    given = [b"the ant\xff", b""]
+    body = {
+        "context": "he",
+        "continuations": [{"base64": base64.b64encode(text).decode()} for text in given],
+        "eos": True,
+        "top": 2,
+        "spans": [[[0, 3], [2, 8]], []],
+    }
+    wanted = http.post("/v1/score", json=body).json()["results"]
+    spans: Any = [[(0, 3), (2, 8)], np.zeros((0, 2), np.int64)]
+    for score, want in zip(
+        client.score("he", given, eos=True, top=2, spans=spans), wanted, strict=True
+    ):
+        assert score.spans is not None
+        assert [(s.start, s.end, s.logprob, s.bits) for s in score.spans] == [
+            (s["start"], s["end"], s["logprob"], s["bits"]) for s in want["spans"]
+        ]
+        assert score.top is not None
+        assert [[{"byte": b[0], "logprob": x} for b, x in best or ()] for best in score.top] == (
+            want["top"]
+        )
+    one = client.score("he", given[0], spans=[(2, 8)])
+    assert one.spans is not None
+    assert (one.spans[0].bytes, one.spans[0].text) == (b"e ant\xff", "e ant\ufffd")
+    assert one.top is None
+    words = client.score("he", "the ant", spans="words").spans
+    assert words is not None
+    assert [span.bytes for span in words] == [b"the", b" ant"]
+    assert client.score("he", "a").spans is None
+
+
+def test_the_impossible_has_infinite_surprisal(client: Client) -> None:
+    beam: Beam = {"K": 1, "prune_threshold": 0.9, "deferred": False}
+    result = client.score("hheth", "ing", beam=beam, prefill="exact", spans="words", top=1)
+    assert result.spans is not None
+    assert (result.spans[0].logprob, result.spans[0].bits) == (-math.inf, math.inf)
+    assert result.top is not None
+    assert result.top[1:] == (None, None)
+
+
 def test_the_impossible_scores_minus_infinity(client: Client) -> None:
     beam: Beam = {"K": 1, "prune_threshold": 0.9, "deferred": False}
     result = client.score("hheth", "ing", beam=beam, prefill="exact", per_byte=True)
