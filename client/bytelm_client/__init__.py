@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from bytelm_client.options import BeamOptions as BeamOptions
     from bytelm_client.options import CallOptions as CallOptions
     from bytelm_client.options import GreedyOptions as GreedyOptions
+    from bytelm_client.options import PartsOptions as PartsOptions
     from bytelm_client.options import SampleOptions as SampleOptions
     from bytelm_client.options import ScoreOptions as ScoreOptions
     from bytelm_client.options import SessionOptions as SessionOptions
@@ -98,6 +99,7 @@ _HOMES = {
     "BeamOptions": "options",
     "CallOptions": "options",
     "GreedyOptions": "options",
+    "PartsOptions": "options",
     "SampleOptions": "options",
     "ScoreOptions": "options",
     "SessionOptions": "options",

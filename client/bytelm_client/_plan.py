@@ -4,8 +4,9 @@ from typing import Literal, Unpack, overload
 
 from bytelm_client._calls import Call
 from bytelm_client._session_calls import More, SessionCalls
-from bytelm_client.options import CallOptions, GreedyOptions, SampleOptions
-from bytelm_client.results import Candidate, Continuation, NextBytes, NextTokens, SessionInfo
+from bytelm_client.contexts import Text, Texts
+from bytelm_client.options import CallOptions, GreedyOptions, PartsOptions, SampleOptions
+from bytelm_client.results import Candidate, Continuation, NextBytes, NextTokens, Score, SessionInfo
 
 
 class Plan:
@@ -142,6 +143,47 @@ class Plan:
     ) -> Call[Continuation | list[Continuation]]:
         """A drawn continuation; or, without ``advance``, a list of ``n``."""
         return self._calls.sample(steps, if_version, {"advance": advance, "n": n, **options})
+
+    @overload
+    def score(
+        self,
+        continuations: Text,
+        *,
+        advance: bool = True,
+        if_version: int | None = None,
+        **options: Unpack[PartsOptions],
+    ) -> Call[Score]: ...
+
+    @overload
+    def score(
+        self,
+        continuations: Texts,
+        *,
+        advance: bool = True,
+        if_version: int | None = None,
+        **options: Unpack[PartsOptions],
+    ) -> Call[list[Score]]: ...
+
+    def score(
+        self,
+        continuations: Text | Texts,
+        *,
+        advance: bool = True,
+        if_version: int | None = None,
+        **options: Unpack[PartsOptions],
+    ) -> Call[Score | list[Score]]:
+        """How likely a text is, or each of several; the session moves on behind it if ``advance``.
+
+        Args:
+            continuations: what to score: one, or without ``advance`` any number.
+            advance: move on behind it.
+            if_version: only if the session has this version.
+            options: see ``PartsOptions``.
+
+        Raises:
+            TypeError: in a token session.
+        """
+        return self._calls.score(continuations, if_version, {"advance": advance, **options})
 
     def delete(self, **options: Unpack[CallOptions]) -> Call[None]:
         """End the session."""

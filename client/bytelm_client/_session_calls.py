@@ -20,6 +20,7 @@ from bytelm_client._calls import (
     read_continuation,
     read_next_bytes,
     read_results,
+    read_score,
     timeout_alone,
     timeout_of,
 )
@@ -31,17 +32,19 @@ from bytelm_client.contexts import (
     Messages,
     Segments,
     Text,
+    Texts,
     bytes_json,
     context_json,
     ids_json,
 )
 from bytelm_client.errors import CannotSend
-from bytelm_client.options import CallOptions, options_json
+from bytelm_client.options import CallOptions, options_json, score_json
 from bytelm_client.results import (
     Candidate,
     Continuation,
     NextBytes,
     NextTokens,
+    Score,
     SessionInfo,
     Usage,
 )
@@ -175,6 +178,20 @@ class SessionCalls:
         read = self._continued(one=options["n"] == 1)
         return self._change("sample", body, if_version, read, timeout_of(options))
 
+    def score(
+        self, continuations: Text | Texts, if_version: int | None, options: Mapping[str, Any]
+    ) -> Call[Score | list[Score]]:
+        """How likely given texts are.
+
+        Raises:
+            TypeError: in a token session.
+        """
+        if self.info.kind == "token":
+            raise TypeError("a token session has no scores of bytes")
+        body, one = score_json(continuations, options)
+        read = self._telling(read_results(read_score, one))
+        return self._change("score", body, if_version, read, timeout_of(options))
+
     def stream(self, name: str, steps: int, options: Mapping[str, Any]) -> Call[None]:
         """A continuation as it comes."""
         body = {"steps": steps, **options_json(options), "stream": True}
@@ -235,9 +252,13 @@ class SessionCalls:
             return self.info is info
 
     def _continued(self, one: bool) -> Callable[[Any], Continuation | list[Continuation]]:
-        read, told = read_results(read_continuation, one), self._learner()
+        return self._telling(read_results(read_continuation, one))
 
-        def read_all(answer: Any) -> Continuation | list[Continuation]:
+    def _telling(self, read: Callable[[Any], T]) -> Callable[[Any], T]:
+        """The same, which also learns what the answer says of the session."""
+        told = self._learner()
+
+        def read_all(answer: Any) -> T:
             told(answer["session"])
             return read(answer)
 

@@ -187,12 +187,8 @@ class Scoring:
         self._outcomes.update(zip(which, scores, strict=True))
 
     def check_the_first(self) -> None:
-        """Raise what is wrong with the first continuation, if anything is."""
-        found = self._outcomes[0]
-        if isinstance(found, ValidationError):
-            detail = item_detail(found, "continuations[0]")
-            raise FieldError(detail["message"], detail["param"])
-        if isinstance(found, InputError):
+        """Raise what is wrong with the first continuation after the state, if anything is."""
+        if isinstance(found := self._outcomes[0], InputError):
             raise found
 
     async def results(self, vocab: ByteVocab) -> list[answers.Score | answers.ItemError]:

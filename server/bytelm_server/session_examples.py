@@ -97,6 +97,24 @@ SAMPLE_ANSWER = answer(
         "session": _session(4, 53, 20),
     },
 )
+SCORE = {
+    "moved": call(
+        "A text, behind which the session stands then",
+        {"continuations": ["ce is Paris."], "spans": "words"},
+    ),
+    "look": call(
+        "Which text is likelier, without moving the session",
+        {"continuations": ["ce", "klin"], "advance": False},
+    ),
+}
+SCORE_ANSWER = answer(
+    "A score for each continuation, and what the session is then.",
+    {
+        "results": [{"logprob": -0.0086, "bits_per_byte": 0.0062}],
+        "usage": usage(2, 0, 0, 0, 0),
+        "session": _session(2, 21, 5),
+    },
+)
 BATCH = {
     "two": call(
         "Two calls",

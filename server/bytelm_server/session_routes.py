@@ -343,6 +343,23 @@ async def sample(
     return await _generated(work, calls, session_id, call, key)
 
 
+@router.post(
+    "/v1/sessions/{session_id}/score",
+    tags=["sessions"],
+    response_model=answers.ScoredHere,
+    responses={200: examples.SCORE_ANSWER, **_MOVES},
+)
+async def score(
+    work: Working,
+    calls: Calls,
+    session_id: str,
+    call: Annotated[bodies.SessionScoreCall, Body(openapi_examples=examples.SCORE)],
+    key: Key = None,
+) -> JsonResponse:
+    """How likely given bytes are after the session's state; the session moves on behind them."""
+    return JsonResponse(await work.result(calls.score(session_id, call, key)))
+
+
 async def _generated(
     work: Work,
     calls: SessionCalls,

@@ -61,10 +61,11 @@ def test_an_alternating_session_is_like_one_that_stays(https: list[httpx.Client]
         calls: list[tuple[str, dict[str, Any]]] = [
             ("advance", {"bytes": TEXT[i]}),
             ("greedy", {"steps": 3}),
+            ("score", {"continuations": [" the"]}),
             ("prefill", {"bytes": TEXT[i : i + 5]}),
             ("sample", {"steps": 2, "seed": i}),
         ]
-        call, body = calls[i % 4]
+        call, body = calls[i % len(calls)]
         http = next(servers)
         moved = post(http, f"/v1/sessions/{moving}/{call}", **body)
         stayed = post(here, f"/v1/sessions/{staying}/{call}", **body)

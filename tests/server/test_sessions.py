@@ -476,6 +476,8 @@ def test_a_version_is_checked_before_anything_changes(create) -> None:
         ("greedy", {"steps": 2}),
         ("greedy", {"steps": 2, "stream": True}),
         ("sample", {"steps": 2}),
+        ("score", {"continuations": ["b"]}),
+        ("score", {"continuations": ["b"], "advance": False}),
         ("fork", {}),
     ]
     for call, body in calls:
@@ -506,6 +508,7 @@ def test_what_can_be_no_version_is_refused(create, version: int) -> None:
         ("prefill", {"bytes": " the"}, {"bytes": " th"}),
         ("greedy", {"steps": 4}, {"steps": 3}),
         ("sample", {"steps": 4}, {"steps": 4, "seed": 1}),
+        ("score", {"continuations": [" the"]}, {"continuations": [" th"]}),
     ],
 )
 def test_a_key_makes_a_retry_answer_as_before(create, call, body, other) -> None:
@@ -643,13 +646,14 @@ def test_calls_on_one_session_run_one_after_another(create) -> None:
 
 
 def test_a_batch_answers_as_each_call_by_itself(create, http: httpx.Client) -> None:
-    sessions = [create(context=f"call {i}") for i in range(6)]
+    sessions = [create(context=f"call {i}") for i in range(7)]
     calls: list[tuple[str, dict[str, Any]]] = [
         ("advance", {"bytes": " the"}),
         ("prefill", {"bytes": "x" * 40}),
         ("next", {"top": 3}),
         ("greedy", {"steps": 4}),
         ("sample", {"steps": 4, "seed": 1}),
+        ("score", {"continuations": [" the ant"], "spans": "words", "top": 2}),
         ("get", {"candidates": True}),
     ]
     twins = [session.fork() for session in sessions]

@@ -77,6 +77,7 @@ CALLS: list[Callable[..., Any]] = [
     lambda c, **o: c.session("a").candidates(**o),
     lambda c, **o: c.session("a").greedy(3, **o),
     lambda c, **o: c.session("a").sample(3, **o),
+    lambda c, **o: c.session("a").score("b", **o),
     lambda c, **o: c.session("a").delete(**o),
     lambda c, **o: next(c.session("a").stream_greedy(3, **o)),
 ]

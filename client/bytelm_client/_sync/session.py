@@ -6,9 +6,17 @@ from typing import TYPE_CHECKING, Literal, Self, Unpack, overload
 from bytelm_client._handle import BaseSession
 from bytelm_client._session_calls import More
 from bytelm_client._sync.stream import Stream
+from bytelm_client.contexts import Text, Texts
 from bytelm_client.errors import BytelmClientError, Gone, NotFound
-from bytelm_client.options import CallOptions, GreedyOptions, SampleOptions
-from bytelm_client.results import Candidate, Continuation, NextBytes, NextTokens, SessionInfo
+from bytelm_client.options import CallOptions, GreedyOptions, PartsOptions, SampleOptions
+from bytelm_client.results import (
+    Candidate,
+    Continuation,
+    NextBytes,
+    NextTokens,
+    Score,
+    SessionInfo,
+)
 
 if TYPE_CHECKING:
     from bytelm_client._sync.client import Client
@@ -173,6 +181,47 @@ class Session(BaseSession):
         """A drawn continuation; or, without ``advance``, a list of ``n``."""
         return self._send(
             self._calls.sample(steps, if_version, {"advance": advance, "n": n, **options})
+        )
+
+    @overload
+    def score(
+        self,
+        continuations: Text,
+        *,
+        advance: bool = True,
+        if_version: int | None = None,
+        **options: Unpack[PartsOptions],
+    ) -> Score: ...
+    @overload
+    def score(
+        self,
+        continuations: Texts,
+        *,
+        advance: bool = True,
+        if_version: int | None = None,
+        **options: Unpack[PartsOptions],
+    ) -> list[Score]: ...
+    def score(
+        self,
+        continuations: Text | Texts,
+        *,
+        advance: bool = True,
+        if_version: int | None = None,
+        **options: Unpack[PartsOptions],
+    ) -> Score | list[Score]:
+        """How likely a text is, or each of several; the session moves on behind it if ``advance``.
+
+        Args:
+            continuations: what to score: one, or without ``advance`` any number.
+            advance: move on behind it.
+            if_version: only if the session has this version.
+            options: see ``PartsOptions``.
+
+        Raises:
+            TypeError: in a token session.
+        """
+        return self._send(
+            self._calls.score(continuations, if_version, {"advance": advance, **options})
         )
 
     def stream_greedy(

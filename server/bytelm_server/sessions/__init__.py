@@ -9,6 +9,7 @@
     lives.py           how long sessions live
     replies.py         calls that are made once: answers that are kept
     continuations.py   what is generated, as answers and events
+    scores.py          how likely given texts are, as answers
     states.py          what a session stands at: a byte LM's state, or a token LM's
     held.py            the sessions that are in use or in memory, and which leave it first
     bodies.py          what the calls take

@@ -16,6 +16,7 @@ from bytelm_server.answers import (
     LogProb,
     NextBytes,
     Sample,
+    Score,
     TopBytes,
     Usage,
 )
@@ -127,6 +128,14 @@ class Generated(TypedDict):
     """What was generated after a session's state, and what the session is then."""
 
     results: list[Continuation | Sample | TokenContinuation | TokenSample | ItemError]
+    usage: Usage
+    session: Session
+
+
+class ScoredHere(TypedDict):
+    """Scores after a session's state, and what the session is then."""
+
+    results: list[Score | ItemError]
     usage: Usage
     session: Session
 

@@ -96,6 +96,7 @@ class SessionBatch:
             "next": calls.next,
             "greedy": calls.generate,
             "sample": calls.generate,
+            "score": calls.score,
             "delete": calls.delete,
         }
         return await made[item.call](item.id, body, key)

@@ -9,7 +9,7 @@ from pydantic import Field, ValidationError, WrapValidator, model_validator
 from pydantic_core import PydanticCustomError
 
 from bytelm_server.contexts import Body, BytesIn, ContextIn, SegmentIn
-from bytelm_server.requests import BeamCall, Drawing, Generation, keep_failure
+from bytelm_server.requests import BeamCall, Drawing, Generation, Scored, keep_failure
 
 LONGEST_KEY = 255
 """Characters of an idempotency key."""
@@ -139,6 +139,26 @@ class SessionSampleCall(Drawing, Changing):
         return self
 
 
+class SessionScoreCall(Scored, Changing):
+    """How likely given bytes are after a session's state."""
+
+    continuations: Annotated[list[BytesIn], Field(fail_fast=True)] = Field(  # type: ignore[assignment]
+        min_length=1, description="The bytes to score, each on its own, right after the state."
+    )
+    advance: bool = Field(
+        True, description="Move the session on behind the only continuation; else it stays."
+    )
+
+    @model_validator(mode="after")
+    def _one_way_on(self) -> Self:
+        if len(self.continuations) > 1 and self.advance:
+            raise PydanticCustomError(
+                "alone",
+                "several continuations go with advance false only: a session has one state",
+            )
+        return self
+
+
 class NextCall(Body):
     """The distribution over what comes next."""
 
@@ -169,6 +189,7 @@ CALLS: dict[str, type[Body]] = {
     "next": NextCall,
     "greedy": SessionGreedyCall,
     "sample": SessionSampleCall,
+    "score": SessionScoreCall,
     "delete": DeleteCall,
 }
 """What may be called on a session, by name."""
@@ -180,9 +201,9 @@ class BatchItem(Body):
     """One call of many."""
 
     id: str = Field(description="The session.")
-    call: Literal["get", "fork", "advance", "prefill", "next", "greedy", "sample", "delete"] = (
-        Field(description="What to do with it.")
-    )
+    call: Literal[
+        "get", "fork", "advance", "prefill", "next", "greedy", "sample", "score", "delete"
+    ] = Field(description="What to do with it.")
     body: dict[str, Any] = Field(
         default_factory=dict, description="As the call by itself takes it; no streams."
     )

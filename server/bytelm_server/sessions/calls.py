@@ -25,6 +25,7 @@ from bytelm_server.contexts import Body
 from bytelm_server.counting import CountingLM, counting, usage_of
 from bytelm_server.errors import FieldError, LimitExceeded, NoContinuation
 from bytelm_server.requests import Generation
+from bytelm_server.scoring import Wanted
 from bytelm_server.service import ByteService, concurrently
 from bytelm_server.sessions import answers, bodies
 from bytelm_server.sessions.continuations import (
@@ -50,6 +51,7 @@ from bytelm_server.sessions.moves import (
     too_busy,
 )
 from bytelm_server.sessions.replies import Answer, Key, Once
+from bytelm_server.sessions.scores import scored
 from bytelm_server.sessions.states import (
     ByteState,
     SessionState,
@@ -258,6 +260,31 @@ class SessionCalls:
             return await self.moves.change(session_id, call.if_version, once, moving)
         return await self.moves.stay(session_id, once, staying)
 
+    async def score(
+        self, session_id: str, call: bodies.SessionScoreCall, key: Key | None = None
+    ) -> Answer:
+        """How likely given bytes are; the session moves on behind them."""
+        wanted = await Wanted.of(call, self.service.limits)
+        self._answering(wanted.values, "continuations")
+        once = self.once("score", call, key, session_id)
+
+        async def moving(state: SessionState, lm: CountingLM) -> tuple[SessionState, Told]:
+            self._check_room(state, wanted.length, "continuations[0]")
+            after, answer = await scored(state, lm, wanted, advance=True)
+            return after, lambda session: {**answer, "session": session}
+
+        async def staying(held: Held) -> Answer:
+            assert held.record is not None
+            check_version(held.record, call.if_version)
+            state, lm = await self.moves.state(held)
+            _, answer = await scored(state, lm, wanted, advance=False)
+            await self.moves.looked(held, lm)
+            return {**answer, "session": session_of(held)}
+
+        if call.advance:
+            return await self.moves.change(session_id, call.if_version, once, moving)
+        return await self.moves.stay(session_id, once, staying)
+
     async def events(
         self, session_id: str, call: bodies.SessionGreedyCall | bodies.SessionSampleCall
     ) -> Events:
@@ -395,15 +422,19 @@ class SessionCalls:
             return await state.advanced(by)
 
     def _check_length(self, state: SessionState, by: bodies.Input, walked: bool) -> None:
-        added, most = text_length(by), self.settings.max_context_bytes
+        added = text_length(by)
+        self._check_room(state, added, _field(by))
+        if walked and state.kind == "byte":
+            self.service.limits.check_walk(added)
+
+    def _check_room(self, state: SessionState, added: int, param: str) -> None:
+        most = self.settings.max_context_bytes
         if added + state.context_bytes > most:
             raise LimitExceeded(
                 f"a context can have at most {most} bytes here, this one would have "
                 f"{added + state.context_bytes}",
-                _field(by),
+                param,
             )
-        if walked and state.kind == "byte":
-            self.service.limits.check_walk(added)
 
     def _ttl(self, wanted: float | None) -> float:
         most = self.settings.max_session_ttl
