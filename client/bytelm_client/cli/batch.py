@@ -10,12 +10,10 @@ ends, the output is put in the order of the input. An output that is no file, su
 """
 
 import asyncio
-import fcntl
 import hashlib
 import io
 import json
 import os
-import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,13 +22,12 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 from bytelm.errors import InputError
 from bytelm_client.cli.console import Count, error_line, say
+from bytelm_client.cli.files import DASH, check_apart, is_kept, lock, name_of, reading, writing
 from bytelm_client.errors import APIError
 
 if TYPE_CHECKING:
     from bytelm_client import AsyncClient
 
-DASH = "-"
-"""Stdin, or stdout, where a file may stand."""
 BEGINNING = b'{"line": '
 """What every result begins with."""
 
@@ -164,7 +161,7 @@ class Batch:
 
     def _fail(self, line: int, error: Exception) -> None:
         self.failed += 1
-        error_line(f"{_name(self.input)}, line {line}: {error}")
+        error_line(f"{name_of(self.input)}, line {line}: {error}")
 
     @contextmanager
     def opened(self) -> Iterator[Files]:
@@ -173,29 +170,18 @@ class Batch:
         Raises:
             InputError: when one cannot be read or written, or the output is of another run.
         """
-        with _reading(self.input) as file:
+        with reading(self.input) as file:
             # A pipe can be read only once.
             source = file if file.seekable() else io.BytesIO(file.read())
+            sink = writing(self.output)
             try:
-                sink = _writing(self.output)
-            except OSError as error:
-                raise InputError(f"{self.output} cannot be written: {error.strerror}") from None
-            try:
-                status = os.fstat(sink)
-                kept = stat.S_ISREG(status.st_mode) and str(self.output) != DASH
-                if kept and os.path.samestat(os.fstat(file.fileno()), status):
-                    raise InputError(f"{self.output} is the input, too: choose another output")
+                kept = is_kept(sink, self.output)
                 if kept:
-                    self._lock(sink)
+                    check_apart(file, sink, self.output)
+                    lock(sink, self.output)
                 yield Files(source, sink, kept, self._done(source, sink) if kept else set())
             finally:
                 os.close(sink)
-
-    def _lock(self, sink: int) -> None:
-        try:
-            fcntl.flock(sink, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"another run is writing to {self.output}") from None
 
     def _done(self, source: BinaryIO, sink: int) -> set[int]:
         """The lines of the input that have results; half a line at the end is cut off.
@@ -205,7 +191,7 @@ class Batch:
         """
         of: dict[int, str] = {}
         end = 0
-        with _reading(self.output) as rows:
+        with reading(self.output) as rows:
             for number, row in enumerate(rows, 1):
                 whole = row.endswith(b"\n")
                 # Only what bytelm began may be cut off.
@@ -279,23 +265,6 @@ class Batch:
                 f"{self.output} is whole, but not in order: {new} cannot be written: "
                 f"{error.strerror}"
             ) from None
-
-
-def _reading(path: Path) -> BinaryIO:
-    try:
-        return os.fdopen(os.dup(0), "rb") if str(path) == DASH else path.open("rb")
-    except OSError as error:
-        raise InputError(f"{_name(path)} cannot be read: {error.strerror}") from None
-
-
-def _writing(path: Path) -> int:
-    if str(path) == DASH:
-        return os.dup(1)
-    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-
-
-def _name(input: Path) -> str:
-    return "stdin" if str(input) == DASH else str(input)
 
 
 def _read(answer: Any) -> list[Any]:
