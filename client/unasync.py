@@ -33,7 +33,7 @@ SYNC = [
     (r"\banext\b", "next"),
     (r"\baclose\b", "close"),
     (r"\baread\b", "read"),
-    (r"\baiter_lines\b", "iter_lines"),
+    (r"\baiter_(bytes|lines)\b", r"iter_\1"),
     (r"__a(enter|exit|next)__", r"__\1__"),
     (r"\bAsyncGenerator\[(\w+), None\]", r"Generator[\1, None, None]"),
     (r"\bAsync(Client|Session|Stream|Iterator|Generator|BaseTransport)\b", r"\1"),

@@ -2,12 +2,12 @@
 
 import logging
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 
 import httpx
 import numpy as np
-from numpy.typing import NDArray
 
 from bytelm.settings import ClientSettings
 from bytelm_client._calls import (
@@ -22,12 +22,14 @@ from bytelm_client._calls import (
     timeout_alone,
     timeout_of,
 )
+from bytelm_client._rows import Dtype, Numbers, Rows, read_numbers, read_rows
 from bytelm_client.contexts import (
     Context,
     Contexts,
     Ids,
     Text,
     Texts,
+    bytes_json,
     context_json,
     ids_json,
     is_one,
@@ -161,6 +163,18 @@ class BaseClient:
         read = read_results(read_score, one)
         return Call("POST", "/v1/score", read, body, timeout=timeout_of(options))
 
+    def _rows(
+        self, context: Context, text: Text, dtype: Dtype, options: Mapping[str, Any]
+    ) -> Call[Rows]:
+        body = {
+            "context": context_json(context),
+            "text": bytes_json(text),
+            "dtype": dtype,
+            **options_json(options),
+        }
+        timeout = timeout_of(options)
+        return Call("POST", "/v1/rows", read_rows, body, octets=True, timeout=timeout)
+
     def _token_logprobs(
         self, contexts: Ids | Sequence[Ids], options: CallOptions
     ) -> Call[NextTokens | list[NextTokens]]:
@@ -168,8 +182,8 @@ class BaseClient:
         given = cast(Sequence[Ids], [contexts] if one else contexts)
         body = {"contexts": [ids_json(ids) for ids in given]}
 
-        def read(rows: NDArray[np.float32]) -> NextTokens | list[NextTokens]:
-            results = [NextTokens(row) for row in rows]
+        def read(numbers: Numbers) -> NextTokens | list[NextTokens]:
+            results = [NextTokens(row) for row in numbers.rows]
             return results[0] if one else results
 
         timeout = timeout_alone(options)
@@ -186,7 +200,7 @@ class BaseClient:
         items = []
         for call in calls:
             if call.octets:
-                raise TypeError("rows of tokens do not go into a batch: call next_tokens by itself")
+                raise TypeError("rows do not go into a batch: call next_tokens or rows by itself")
             if call.batched is None:
                 raise TypeError(f"{call.path} is no call of a session")
             if call.timeout is not None:
@@ -250,10 +264,18 @@ class BaseClient:
             raise CannotSend(f"the call cannot be sent: {error}") from error
 
     def _read(self, call: Call[T], response: httpx.Response) -> T:
-        try:
+        with self._understood(call, response):
             if not call.expects(response):
                 raise api_error(response.status_code, response.json()["error"])
-            return call.read(_floats(response) if call.octets else response.json())
+            if call.octets:
+                return call.read(read_numbers(response.headers, response.content))
+            return call.read(response.json())
+
+    @contextmanager
+    def _understood(self, call: Call[Any], response: httpx.Response) -> Iterator[None]:
+        """Errors of reading an answer say which one, and where it came from."""
+        try:
+            yield
         except BytelmClientError as error:
             error.of_request(request_id_of(response))
             raise
@@ -263,11 +285,13 @@ class BaseClient:
                 f" (status {response.status_code}); is the address right?"
             ).of_request(request_id_of(response)) from error
 
-    def _broken(self, error: Exception | None, count: int) -> BytelmClientError:
-        """The error for a stream that ended too early, after so many bytes."""
+    def _broken(
+        self, error: Exception | None, count: int, unit: str = "bytes"
+    ) -> BytelmClientError:
+        """The error for a stream that ended too early, after so many bytes or rows."""
         if isinstance(error, httpx.TimeoutException):
-            return TimedOut(f"{self.base_url} fell silent after {count} bytes")
-        return ConnectionLost(f"the connection to {self.base_url} broke after {count} bytes")
+            return TimedOut(f"{self.base_url} fell silent after {count} {unit}")
+        return ConnectionLost(f"the connection to {self.base_url} broke after {count} {unit}")
 
     def _tell_of_another(self, request: httpx.Request, why: str, wait: float) -> None:
         """Log that a request is sent again."""
@@ -323,8 +347,3 @@ def _contexts(context: Context | Contexts) -> dict[str, Any]:
     if isinstance(context, list | tuple):
         return {"contexts": [context_json(c) for c in context]}
     return {"context": context_json(context)}
-
-
-def _floats(response: httpx.Response) -> NDArray[np.float32]:
-    shape = [int(n) for n in response.headers["x-shape"].split(",")]
-    return np.frombuffer(response.content, "<f4").astype(np.float32, copy=False).reshape(shape)

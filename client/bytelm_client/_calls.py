@@ -25,12 +25,12 @@ class Call(Generic[T]):
     Attributes:
         method: of HTTP.
         path: of the address.
-        read: from the answer to the result; the answer is JSON, or an array where ``octets``.
+        read: from the answer to the result; the answer is JSON, or ``Numbers`` where ``octets``.
         body: what to send as JSON.
         expected: statuses of an answer; /health answers with its status in place of an error.
         params: what to send in the address.
         key: by which the server knows a change that it is sent again.
-        octets: ask for an array of float32 instead of JSON.
+        octets: ask for raw numbers instead of JSON.
         batched: the session and the name of the call, by which a batch has it.
         once: whether it changes something though it has no key.
         timeout: how long to wait; None: as the client does.

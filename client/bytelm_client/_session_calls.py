@@ -12,7 +12,6 @@ from typing import Any, Literal, TypeAlias, TypeVar, cast
 from urllib.parse import quote
 
 import httpx
-import numpy as np
 
 from bytelm_client._calls import (
     Call,
@@ -25,6 +24,7 @@ from bytelm_client._calls import (
     timeout_of,
 )
 from bytelm_client._events import Event
+from bytelm_client._rows import Numbers
 from bytelm_client.contexts import (
     TEXT,
     Context,
@@ -310,5 +310,5 @@ def _new_key() -> str:
     return uuid.uuid4().hex
 
 
-def _next_tokens(row: Any) -> NextTokens:
-    return NextTokens(np.asarray(row, np.float32).reshape(-1))
+def _next_tokens(numbers: Numbers) -> NextTokens:
+    return NextTokens(numbers.rows.reshape(-1))

@@ -108,7 +108,7 @@ def test_a_batch_has_one_timeout(client: Client) -> None:
         client.batch([session.plan.advance("b", timeout=3)])
     token = client.session([1], kind="token")
     token._calls.info = api.SessionInfo.from_json({**SESSION, "kind": "token"})
-    with pytest.raises(TypeError, match="call next_tokens by itself"):
+    with pytest.raises(TypeError, match="call next_tokens or rows by itself"):
         client.batch([token.plan.next_tokens()])
     with pytest.raises(TypeError, match="a token session has next_tokens"):
         token.plan.next(prune=True)

@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 from typing import assert_type
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bytelm import BeamParams
 from bytelm_client import (
@@ -35,6 +36,8 @@ def _of_a_client(client: Client, n: int) -> None:
     assert_type(client.score("a", "b"), Score)
     assert_type(client.score("a", ["b"]), list[Score])
     assert_type(client.stream_greedy("a", 3), Stream)
+    assert_type(client.rows("a", b"b"), NDArray[np.float32])
+    assert_type(client.rows("a", "b", dtype="float16", timeout=3), NDArray[np.float16])
     assert_type(client.token_logprobs(np.array([1])), NextTokens)
     assert_type(client.token_logprobs([[1], [2]]), list[NextTokens])
     options: SampleOptions = {"seed": 1, "stop": b".", "timeout": None}

@@ -1,14 +1,17 @@
 """Made from ``_async/client.py`` by ``client/unasync.py``: change that one."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar, Unpack, overload
 
 import httpx
+import numpy as np
+from numpy.typing import NDArray
 
 from bytelm_client._base import CONNECTIONS, BaseClient
 from bytelm_client._calls import Call
+from bytelm_client._rows import Dtype, Numbers, RowReader, Rows
 from bytelm_client._session_calls import create_call, resume_call
 from bytelm_client._sync.session import Session
 from bytelm_client._sync.stream import Stream
@@ -222,6 +225,79 @@ class Client(BaseClient):
     ) -> Score | list[Score]:
         """How likely one or several continuations are, each right after the context."""
         return self._send(self._score(context, continuations, options))
+
+    @overload
+    def rows(
+        self,
+        context: Context,
+        text: Text,
+        *,
+        dtype: Literal["float32"] = "float32",
+        **options: Unpack[BeamOptions],
+    ) -> NDArray[np.float32]: ...
+    @overload
+    def rows(
+        self,
+        context: Context,
+        text: Text,
+        *,
+        dtype: Literal["float16"],
+        **options: Unpack[BeamOptions],
+    ) -> NDArray[np.float16]: ...
+    def rows(
+        self,
+        context: Context,
+        text: Text,
+        *,
+        dtype: Dtype = "float32",
+        **options: Unpack[BeamOptions],
+    ) -> Rows:
+        """The distributions before each byte of a text after a context, and behind the last.
+
+        Args:
+            context: what comes before.
+            text: the bytes to read.
+            dtype: of the numbers; ``"float16"`` is half as much, rounded by 1/2048 at most.
+            options: see ``BeamOptions``.
+
+        Returns:
+            ``[bytes + 1, 257]``, natural logarithms: of 256 bytes, then of EOS (``EOS_INDEX``).
+
+        Raises:
+            InvalidRequest: when nothing continues with one of the bytes (``"no_continuation"``),
+                or they do not fit; ``stream_rows`` gives the rows before it.
+        """
+        return self._send(self._rows(context, text, dtype, options))
+
+    def stream_rows(
+        self,
+        context: Context,
+        text: Text,
+        *,
+        dtype: Dtype = "float32",
+        **options: Unpack[BeamOptions],
+    ) -> Generator[Rows, None, None]:
+        """The same as they come, some rows at a time; what fails in the middle is raised then.
+
+        Leave it early by ``close``: the server then ends its work.
+        """
+        return self._read_rows(self._rows(context, text, dtype, options))
+
+    def _read_rows(self, call: Call[Any]) -> Generator[Rows, None, None]:
+        response = self._respond(call, stream=True)
+        try:
+            if not call.expects(response):
+                self._read(call, response)
+            with self._understood(call, response):
+                reader = RowReader(response.headers)
+                for data in response.iter_bytes():
+                    if len(rows := reader.take(data)):
+                        yield rows
+                call.read(Numbers(reader.take(b""), reader.end()))
+        except (httpx.HTTPError, httpx.StreamError) as error:
+            raise self._broken(error, reader.count, "rows") from error
+        finally:
+            response.close()
 
     def session(
         self,

@@ -1,0 +1,136 @@
+"""Rows of both clients, and what happens to them on connections that break."""
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from bytelm.logprobs import EOS
+from bytelm_client import EOS_INDEX, AsyncClient, Client, ConnectionLost, InvalidRequest, NotReady
+from tests.server.proxy import proxy_to
+
+TEXT = b"the ant and \xc3\xa9" * 5
+
+
+@pytest.fixture
+def client(url: str) -> Iterator[Client]:
+    with Client(url) as client:
+        yield client
+
+
+@pytest.fixture
+def slow(start_stub: Callable[..., str]) -> str:
+    """A server of one's own that takes its time for each evaluation."""
+    url = start_stub()
+    httpx.post(f"{url}/test/delay", params={"value": 0.05})
+    return url
+
+
+async def test_rows_are_the_librarys(client: Client, begun: Any) -> None:
+    rows = client.rows("he ", TEXT, beam={"K": 4}, prefill="exact")
+    state = await begun(b"he ", mode="exact", K=4)
+    want = np.array([q.ps async for q in state.rows(TEXT)])
+    assert rows.shape == (len(TEXT) + 1, 257)
+    assert rows.dtype == np.float32
+    assert np.array_equal(rows[:, :256], want[:, :256].astype(np.float32))
+    assert np.array_equal(rows[:, EOS_INDEX], want[:, EOS].astype(np.float32))
+
+
+def test_a_row_is_what_next_bytes_gives(client: Client) -> None:
+    (row,) = client.rows("he", b"")
+    assert np.array_equal(row, client.next_bytes("he").logprobs.astype(np.float32))
+
+
+async def test_both_clients_and_both_ways_read_the_same(url: str, client: Client) -> None:
+    want = client.rows("he", TEXT, dtype="float16")
+    assert want.dtype == np.float16
+    pieces = list(client.stream_rows("he", TEXT, dtype="float16"))
+    assert len(pieces) > 1
+    assert np.array_equal(np.concatenate(pieces), want)
+    async with AsyncClient(url) as other:
+        assert np.array_equal(await other.rows("he", TEXT, dtype="float16"), want)
+        told = [piece async for piece in other.stream_rows("he", TEXT, dtype="float16")]
+    assert np.array_equal(np.concatenate(told), want)
+
+
+def test_rows_before_what_cannot_follow_are_there(start_stub: Callable[..., str]) -> None:
+    client = Client(start_stub("--letters"))
+    have: list[Any] = []
+
+    def read() -> None:
+        for rows in client.stream_rows("he", "llo\0"):
+            have.extend(rows)
+
+    with pytest.raises(InvalidRequest, match=r"^byte 3 \(0x00\) is in no token") as error:
+        read()
+    assert (error.value.code, error.value.param) == ("no_continuation", "text")
+    assert error.value.request_id
+    assert len(have) == 4
+    with pytest.raises(InvalidRequest):
+        client.rows("he", "llo\0")
+
+
+def test_what_is_refused_is_raised_at_the_first_row(client: Client) -> None:
+    for call in (client.rows, lambda *given: next(client.stream_rows(*given))):
+        with pytest.raises(InvalidRequest) as error:
+            call("he", "x" * 2000)
+        assert (error.value.status, error.value.code) == (400, "limit_exceeded")
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+async def test_rows_are_asked_for_again_where_the_connection_breaks(
+    url: str, kind: type[Any]
+) -> None:
+    want = Client(url).rows("he", TEXT)
+    with proxy_to(url) as proxy:
+        proxy.break_before, proxy.break_after = 1, 1
+        client = kind(proxy.url)
+        have = client.rows("he", TEXT)
+        have = have if kind is Client else await have
+        assert proxy.connections == 3
+    assert np.array_equal(have, want)
+
+
+def test_rows_that_break_off_are_asked_for_again_and_streams_are_not(slow: str) -> None:
+    text = "abcdefghijklm"
+    want = Client(slow).rows("he", text)
+    with proxy_to(slow) as proxy:
+        proxy.cut_stream = True
+        pieces = Client(proxy.url).stream_rows("he", text)
+        assert np.array_equal(next(pieces), want[:1])
+        with pytest.raises(ConnectionLost, match="broke after 1 rows"):
+            list(pieces)
+        assert proxy.connections == 1
+        with pytest.raises(ConnectionLost):
+            Client(proxy.url, retries=1).rows("he", text)
+        assert proxy.connections == 3
+
+
+def test_an_engine_that_dies_in_the_middle_is_told(slow: str) -> None:
+    pieces = Client(slow).stream_rows("he", "abcdefghijklm")
+    next(pieces)
+    httpx.post(f"{slow}/test/die")
+    with pytest.raises(NotReady):
+        list(pieces)
+
+
+def test_a_stream_of_rows_that_is_left_ends_the_work(
+    slow: str, until: Callable[[Callable[[], bool]], None]
+) -> None:
+    def evaluations() -> int:
+        return int(httpx.get(f"{slow}/test/evaluations").json())
+
+    def still() -> bool:
+        before = evaluations()
+        time.sleep(0.3)
+        return evaluations() == before
+
+    pieces = Client(slow).stream_rows("he", "abcdefghijklmno")
+    next(pieces)
+    begun = evaluations()
+    pieces.close()
+    until(still)
+    assert evaluations() < begun + 15
