@@ -145,7 +145,7 @@ class _Rereading(Generic[BeamT]):
             return None
         row = await source.evaluate(candidate.tokens)
         if self.state.spells_eos(which):
-            row = source.spelling_eos().read(row.logprobs)
+            row = source.spelling_eos().read(row.made)
         node = source.trie.descend(candidate.partial)
         weight = candidate.weight - row.log_mass(source.trie.lo[node], source.trie.hi[node])
         trail = self._read(Reading(source, candidate.tokens, row, ROOT, weight), 0)

@@ -29,14 +29,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bytelm.joined import Joined
-from bytelm.token_lm import AsyncTokenLM
+from bytelm.ordered_rows import Answer
+from bytelm.token_lm import AsyncTokenLM, answer_of
 from bytelm.trie import TokenTrie
 
 MOST = 3
 """How many evaluations are asked for ahead at once: more would make the step itself slower."""
 
 Path = tuple[int, ...]
-Answer = Joined[NDArray[np.float32]]
 
 
 class _Asked(NamedTuple):
@@ -44,7 +44,7 @@ class _Asked(NamedTuple):
 
     tokens: Path
     token: int
-    answer: Answer
+    answer: Joined[Answer]
 
 
 class Ahead:
@@ -58,7 +58,7 @@ class Ahead:
     @classmethod
     def of(
         cls,
-        answers: Iterable[tuple[Path, Awaitable[NDArray[np.float32]]]],
+        answers: Iterable[tuple[Path, Awaitable[Answer]]],
         candidates: Sequence[Path],
     ) -> Ahead:
         """Those of some contexts' evaluations that add a token to one of the candidates."""
@@ -74,7 +74,7 @@ class Ahead:
         new = []
         for tokens, token in wanted:
             if self.find(tokens, token) is None:
-                answer = Joined(lm.next_token_logprobs((*tokens, token)))
+                answer = Joined(answer_of(lm, (*tokens, token)))
                 new.append(_Asked(tokens, token, answer))
         return Ahead((*self._asked, *new)) if new else self
 
@@ -98,7 +98,7 @@ class Ahead:
         used = set(contexts)
         return Ahead(one for one in self._asked if (*one.tokens, one.token) not in used)
 
-    def find(self, tokens: Path, token: int) -> Answer | None:
+    def find(self, tokens: Path, token: int) -> Joined[Answer] | None:
         """The evaluation of a candidate's tokens and one more; None if there is none to use."""
         for one in self._asked:
             if one.tokens is tokens and one.token == token and not one.answer.has_failed:

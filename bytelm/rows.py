@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Awaitable, Iterable, Mapping
 from copy import copy
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,195 +18,181 @@ from bytelm import memory
 from bytelm.compiled import compiled
 from bytelm.errors import BeamError
 from bytelm.logprobs import EOS, SIZE
+from bytelm.ordered_rows import Answer, OrderedRow, RowOrder
 from bytelm.raw_rows import as_row, no_distribution
 from bytelm.stand_in import StandIn
-from bytelm.token_lm import AsyncTokenLM
-from bytelm.trie import REORDER, ROOT, TokenTrie
+from bytelm.token_lm import AsyncTokenLM, answer_of
+from bytelm.trie import ROOT, TokenTrie, sum_range
 from bytelm.vocab import ByteVocab
 
 TINY = 1e-30
 """Below this mass float32 nears its smallest normal number, so sums go through logarithms."""
 FAR = 1e-37
 """Below this probability float32 loses digits, and below 1e-45 all of them."""
+LOG_FAR = math.log(FAR)
 
 
-@compiled(fastmath=REORDER)
-def gather_sum(
-    values: NDArray[np.float32],
-    order: NDArray[np.uint32],
-    start: int,
-    stop: int,
-    out: NDArray[np.float32],
-) -> float:
-    """Copies ``values[order[i]]`` to ``out[i]`` for i in a range, and gives the sum.
-
-    As exact as ``sum_range``: short blocks in float32, their sums in float64.
-    """
-    total = 0.0
-    i = start
-    while i + 16 <= stop:
-        block = np.float32(0.0)
-        for j in range(16):
-            x = values[order[i + j]]
-            out[i + j] = x
-            block += x
-        total += float(block)
-        i += 16
-    while i < stop:
-        x = values[order[i]]
-        out[i] = x
-        total += x
-        i += 1
-    return total
+@compiled()
+def range_sums(values: NDArray[np.float32], bounds: NDArray[np.int64]) -> NDArray[np.float64]:
+    """The sum of each range of values between two bounds."""
+    sums = np.empty(bounds.size - 1)
+    for i in range(sums.size):
+        sums[i] = sum_range(values, bounds[i], bounds[i + 1])
+    return sums
 
 
 @compiled()
 def exact_probs(
-    logprobs: NDArray[np.float32],
-    order: NDArray[np.uint32],
-    hidden: NDArray[np.int64],
-    start: int,
-    stop: int,
+    values: NDArray[np.float32], hidden: NDArray[np.int64], start: int, stop: int
 ) -> NDArray[np.float64]:
-    """Probabilities of a range of the order in float64, which reach far below float32's."""
+    """Probabilities of a range of places in float64, which reach far below float32's."""
     exact = np.empty(stop - start, np.float64)
     for i in range(start, stop):
-        exact[i - start] = math.exp(np.float64(logprobs[order[i]]))
-    for position in hidden:
-        if start <= position < stop:
-            exact[position - start] = 0.0
+        exact[i - start] = math.exp(np.float64(values[i]))
+    for place in hidden:
+        if start <= place < stop:
+            exact[place - start] = 0.0
     return exact
 
 
 @compiled()
-def goes_far(
-    logprobs: NDArray[np.float32],
-    probs: NDArray[np.float32],
-    order: NDArray[np.uint32],
-    start: int,
-    stop: int,
-) -> bool:
-    """Whether a range of the order has probabilities below ``FAR``, besides zero."""
+def goes_far(values: NDArray[np.float32], start: int, stop: int) -> bool:
+    """Whether a range of places has probabilities below ``FAR``, besides zero."""
     found = False
     for i in range(start, stop):
-        found |= probs[i] < FAR and logprobs[order[i]] > -math.inf
+        found |= -math.inf < values[i] < LOG_FAR
     return found
 
 
 @compiled()
-def read_row(
-    logprobs: NDArray[np.float32],
-    probs: NDArray[np.float32],
-    order: NDArray[np.uint32],
-    hidden: NDArray[np.int64],
-    eos_ids: NDArray[np.int64],
-    banned_ids: NDArray[np.int64],
-    root_bounds: NDArray[np.int32],
+def read_masses(
+    values: NDArray[np.float32],
+    masses: NDArray[np.float64],
+    bounds: NDArray[np.int64],
     root_bytes: NDArray[np.int64],
-) -> tuple[NDArray[np.float32], NDArray[np.float64], float]:
-    """A model's answer in the trie's order: see ``Row`` for what is returned.
+    hidden: NDArray[np.int64],
+    eos_places: NDArray[np.int64],
+) -> tuple[NDArray[np.float64], float]:
+    """The distribution over the first byte: what ``Row`` has as ``root`` and ``mass``.
 
     Args:
-        logprobs: float32 ``[vocab.size]``.
-        probs: float32 ``[vocab.size]``, their exponentials; changed.
-        order: see ``TokenTrie``; so are the last two.
-        hidden: see ``Row``.
-        eos_ids: ids that end the text.
-        banned_ids: ids that get no probability.
-        root_bounds: the ranges of the root's children.
-        root_bytes: their bytes.
+        values: see ``OrderedRow``.
+        masses: the same, without what is hidden.
+        bounds: see ``RowOrder``: a range for each of the root's children, and one more.
+        root_bytes: the bytes of the root's children.
+        hidden: see ``Ends``.
+        eos_places: the places of what ends the text.
 
     Returns:
-        What ``Row`` has as ``probs``, ``root`` and ``mass``; a mass that is not finite where any
-        of the log-probabilities is NaN or +inf: such a value is in some sum, whatever its id.
+        Both; a mass that is not finite where any of the log-probabilities is NaN or +inf: such a
+        value is in some range, whatever its id.
     """
     eos = 0.0
-    for token in eos_ids:
-        eos += math.exp(np.float64(logprobs[token]))
-    for position in hidden:
-        probs[order[position]] = 0.0
-    ordered = np.empty(order.size, np.float32)
+    for place in eos_places:
+        eos += math.exp(np.float64(values[place]))
     root = np.zeros(SIZE)
     total = eos
     for i in range(root_bytes.size):
-        start, stop = root_bounds[i], root_bounds[i + 1]
-        mass = gather_sum(probs, order, start, stop, ordered)
+        mass = masses[i]
         if mass < TINY:
-            mass = exact_probs(logprobs, order, hidden, start, stop).sum()
+            mass = exact_probs(values, hidden, bounds[i], bounds[i + 1]).sum()
         root[root_bytes[i]] = mass
         total += mass
     root[EOS] = eos
     if total > 0.0:
         root /= total
-    banned = 0.0
-    for token in banned_ids:
-        banned += probs[token]
-    return ordered, root, total if math.isfinite(banned) else banned
+    rest = masses[root_bytes.size]
+    return root, total if math.isfinite(rest) else rest
+
+
+def laid_out(values: NDArray[np.float32], places: NDArray[np.int64], order: RowOrder) -> OrderedRow:
+    """A row of which ``values[places[i]]`` is the log-probability at place i."""
+    values = np.take(values, places, mode="clip")  # the fastest of its modes
+    with np.errstate(over="ignore"):
+        probs = np.exp(values)
+    return OrderedRow(order, values, range_sums(probs, order.bounds))
+
+
+class Ends(NamedTuple):
+    """What ends a text.
+
+    Attributes:
+        places: int64, where its ids stand in the trie's order of rows.
+        hidden: int64, those of them that count as EOS instead of as their bytes, in order.
+        cut: the ranges of a row's masses that have any of these.
+    """
+
+    places: NDArray[np.int64]
+    hidden: NDArray[np.int64]
+    cut: list[int]
+
+    @classmethod
+    def of(cls, trie: TokenTrie, ids: Iterable[int]) -> Ends:
+        """These ids, whether or not they have bytes."""
+        places = np.sort(trie.row_order.places[list(ids)])
+        hidden = places[places < len(trie.order)]
+        ranges = np.searchsorted(trie.row_order.bounds, hidden, "right") - 1
+        return cls(places, hidden, np.unique(ranges).tolist())
+
+    def hidden_in(self, lo: int, hi: int) -> NDArray[np.int64]:
+        """The hidden places in a range."""
+        first, last = np.searchsorted(self.hidden, (lo, hi))
+        return self.hidden[first:last]
 
 
 class Row:
     """The distribution over the next token, as byte LMs need it.
 
     Attributes:
-        logprobs: float32 ``[vocab.size]``, as the model gave it.
-        order: the trie's order, uint32 ``[n]``.
-        hidden: int64, positions in this order that count as EOS instead of as their bytes.
-        probs: float32 ``[n]``, probabilities in the trie's order, not renormalised.
+        made: the row as it was made, in the order of the trie.
         root: float64 ``[258]``, probability of each first byte (and EOS at 257), renormalised.
-        mass: float64, what ``probs`` and EOS sum to; the rest was special tokens.
+        mass: float64, what the tokens with bytes and EOS sum to; the rest was special tokens.
     """
 
-    __slots__ = ("hidden", "logprobs", "mass", "order", "probs", "root")
+    __slots__ = ("_ends", "made", "mass", "root")
 
-    def __init__(
-        self,
-        logprobs: NDArray[np.float32],
-        trie: TokenTrie,
-        eos_ids: NDArray[np.int64],
-        banned_ids: NDArray[np.int64],
-        hidden: NDArray[np.int64],
-    ) -> None:
-        """Reads a model's answer.
-
-        Args:
-            logprobs: float32 ``[vocab.size]``.
-            trie: the trie of the vocabulary.
-            eos_ids: ids that end the text.
-            banned_ids: ids that get no probability.
-            hidden: positions in the trie's order that count as EOS instead of as their bytes.
-        """
-        self.logprobs = logprobs
-        self.order = trie.order
-        self.hidden = hidden
-        with np.errstate(over="ignore"):
-            probs = np.exp(logprobs)
-        self.probs, self.root, self.mass = read_row(
-            logprobs,
-            probs,
-            trie.order,
-            hidden,
-            eos_ids,
-            banned_ids,
-            trie.root_bounds,
-            trie.root_bytes,
+    def __init__(self, made: OrderedRow, trie: TokenTrie, ends: Ends) -> None:
+        self.made = made
+        self._ends = ends
+        masses, bounds = made.masses, made.order.bounds
+        if ends.cut:
+            masses = masses.copy()
+            for i in ends.cut:  # what is hidden may be nearly all of it: nothing is subtracted
+                masses[i] = self._probs(bounds[i], bounds[i + 1]).sum(dtype=np.float64)
+        self.root, self.mass = read_masses(
+            made.values, masses, bounds, trie.root_bytes, ends.hidden, ends.places
         )
+
+    @property
+    def logprobs(self) -> NDArray[np.float32]:
+        """The log-probability of each id, float32 ``[vocab.size]``, as the model gave it."""
+        return self.made.by_id()
+
+    @property
+    def probs(self) -> NDArray[np.float32]:
+        """Probabilities in the trie's order, float32 ``[n]``, not renormalised."""
+        return self._probs(0, int(self.made.order.bounds[-2]))
 
     @property
     def nbytes(self) -> int:
         """How much memory it takes that nothing else shares."""
-        return self.logprobs.nbytes + self.probs.nbytes + self.root.nbytes
+        return self.made.nbytes + self.root.nbytes
+
+    def _probs(self, lo: int, hi: int) -> NDArray[np.float32]:
+        with np.errstate(over="ignore"):
+            probs = np.exp(self.made.values[lo:hi])
+        if self._ends.cut:
+            probs[self._ends.hidden_in(lo, hi) - lo] = 0.0
+        return probs
 
     def _exact(self, lo: int, hi: int) -> NDArray[np.float64]:
-        return exact_probs(self.logprobs, self.order, self.hidden, int(lo), int(hi))
-
-    def _goes_far(self, lo: int, hi: int) -> bool:
         # For numpy's integers it would be compiled once more.
-        return bool(goes_far(self.logprobs, self.probs, self.order, int(lo), int(hi)))
+        return exact_probs(self.made.values, self._ends.hidden, int(lo), int(hi))
 
     def piece(
         self, lo: int, hi: int, share: float | None = None
     ) -> tuple[NDArray[np.floating], float]:
-        """A copy of a range that has some probability, and its sum, in a scale of their own.
+        """The probabilities of a range that has some, and their sum, in a scale of their own.
 
         In float64 where float32 cannot hold what may be narrowed to later.
 
@@ -214,12 +201,11 @@ class Row:
             hi: where it ends.
             share: the range's renormalised probability, where it is known already.
         """
-        if share is None:
-            mass = float(self.probs[lo:hi].sum(dtype=np.float64))
-        else:
-            mass = float(share) * self.mass
-        piece = self.probs[lo:hi].copy()
-        if mass >= TINY and (piece.min() >= FAR or not self._goes_far(lo, hi)):
+        piece = self._probs(lo, hi)
+        mass = float(piece.sum(dtype=np.float64)) if share is None else float(share) * self.mass
+        if mass >= TINY and (
+            piece.min() >= FAR or not goes_far(self.made.values, int(lo), int(hi))
+        ):
             return piece, mass
         exact = self._exact(lo, hi)
         exact /= exact.max()
@@ -227,14 +213,15 @@ class Row:
 
     def log_mass(self, lo: int, hi: int) -> float:
         """Log-probability that the next token is within a range of the order."""
-        total = float(self.probs[lo:hi].sum(dtype=np.float64))
+        total = float(self._probs(lo, hi).sum(dtype=np.float64))
         if total < TINY:
             total = float(self._exact(lo, hi).sum())
         return math.log(total / self.mass) if total > 0.0 else -math.inf
 
     def log_prob(self, token: int) -> float:
         """Log-probability that the next token is this one, which has bytes."""
-        return float(self.logprobs[token]) - math.log(self.mass)
+        made = self.made
+        return float(made.values[made.order.places[token]]) - math.log(self.mass)
 
 
 class RowSource:
@@ -266,14 +253,12 @@ class RowSource:
         self.trie = TokenTrie.of(self.vocab)
         self.stand_in = StandIn.of(self.vocab)
         ids = self.vocab.eos_token_ids if eos_tokens is None else self._find(eos_tokens)
-        in_trie = [i for i in ids if self.vocab.token_bytes[i]]
-        self._eos_ids = np.array(sorted(ids), np.int64)
-        self._hidden = np.flatnonzero(np.isin(self.trie.order, in_trie))
+        self._ends = Ends.of(self.trie, ids)
         banned = np.ones(self.vocab.size, np.bool_)
         banned[self.trie.order] = False
-        banned[self._eos_ids] = False
+        banned[list(ids)] = False
         self.banned_ids: NDArray[np.int64] = np.flatnonzero(banned)
-        self._known: Mapping[tuple[int, ...], Awaitable[NDArray[np.float32]]] = {}
+        self._known: Mapping[tuple[int, ...], Awaitable[Answer]] = {}
         self.asked = 0
 
     def _find(self, eos_tokens: Iterable[bytes | int]) -> set[int]:
@@ -304,22 +289,21 @@ class RowSource:
     @property
     def has_spelled_eos(self) -> bool:
         """Whether some EOS token has bytes, so that prefilling reads rows differently."""
-        return bool(self._hidden.size)
+        return bool(self._ends.hidden.size)
 
     def spelled_eos(self, lo: int, hi: int) -> NDArray[np.int64]:
         """The places in a range of the trie's order of EOS tokens that have bytes."""
-        first, last = np.searchsorted(self._hidden, (lo, hi))
-        return self._hidden[first:last]
+        return self._ends.hidden_in(lo, hi)
 
     @property
     def eos_ids(self) -> list[int]:
         """The ids that end the text."""
-        return [int(i) for i in self._eos_ids]
+        return sorted(self.trie.row_order.ids[self._ends.places].tolist())
 
     @property
     def may_end(self) -> bool:
         """Whether anything ends a text."""
-        return len(self._eos_ids) > 0
+        return len(self._ends.places) > 0
 
     def fits(self, length: int) -> bool:
         """Whether a context of ``length`` tokens can be evaluated."""
@@ -330,9 +314,8 @@ class RowSource:
         if not self.has_spelled_eos:
             return self
         source = copy(self)
-        spelled = self.trie.order[self._hidden]
-        source._eos_ids = self._eos_ids[~np.isin(self._eos_ids, spelled)]
-        source._hidden = self._hidden[:0]
+        token_bytes = self.vocab.token_bytes
+        source._ends = Ends.of(self.trie, [i for i in self.eos_ids if not token_bytes[i]])
         return source
 
     def on(self, lm: AsyncTokenLM) -> RowSource:
@@ -350,7 +333,7 @@ class RowSource:
         """Whether a context is not evaluated again."""
         return self.is_prepared and context in self._known
 
-    def knowing(self, known: Mapping[tuple[int, ...], Awaitable[NDArray[np.float32]]]) -> RowSource:
+    def knowing(self, known: Mapping[tuple[int, ...], Awaitable[Answer]]) -> RowSource:
         """The same, but contexts in ``known`` are not evaluated again."""
         source = copy(self)
         source._known = known
@@ -361,24 +344,40 @@ class RowSource:
         """Compiles what only rows need that reach far below float32."""
         far = np.full(self.vocab.size, -200.0, np.float32)
         far[self.trie.order[0]] = 0.0
-        for far.flags.writeable in (True, False):  # kinds of their own where code is compiled
-            self.read(far).piece(0, len(self.trie.order))
+        self.read(far).piece(0, len(self.trie.order))
+
+    def ask(self, context: tuple[int, ...]) -> Awaitable[Answer]:
+        """Begins an evaluation of the tokens ``context``, whoever reads its answer."""
+        return answer_of(self.lm, context)
 
     async def evaluate(self, context: tuple[int, ...]) -> Row:
         """One evaluation of the tokens ``context``."""
         known = self._known.get(context)
         self.asked += known is None
-        return self.read(await (known or self.lm.next_token_logprobs(context)))
+        return self.read(await (known or self.ask(context)))
 
-    def read(self, logprobs: NDArray[np.float32]) -> Row:
+    def read(self, answer: Answer) -> Row:
         """A model's answer as a Row.
 
         Raises:
             RowError: when it is no row, has NaN or +inf, or gives no probability to any token with
                 bytes, nor to EOS.
         """
-        logprobs = as_row(logprobs, self.vocab.size)
-        row = Row(logprobs, self.trie, self._eos_ids, self.banned_ids, self._hidden)
+        made = self.ordered(answer)
+        row = Row(made, self.trie, self._ends)
         if not 0.0 < row.mass < math.inf:
-            raise no_distribution(logprobs)
+            raise no_distribution(made.by_id())
         return row
+
+    def ordered(self, answer: Answer) -> OrderedRow:
+        """A model's answer in the order of this reading's trie.
+
+        Raises:
+            RowError: when it is no row.
+        """
+        order = self.trie.row_order
+        if not isinstance(answer, OrderedRow):
+            return laid_out(as_row(answer, self.vocab.size), order.ids, order)
+        if answer.order is order:
+            return answer
+        return laid_out(answer.values, order.places_in(answer.order), order)

@@ -270,7 +270,7 @@ async def _reopen(
         if node < 0:
             raise SnapshotError(f"no token of the vocabulary begins with {partial!r}")
         # What was read while prefilling may have counted EOS tokens as their bytes.
-        readings = [row] if spelling is source else [row, spelling.read(row.logprobs)]
+        readings = [row] if spelling is source else [row, spelling.read(row.made)]
         piece, mass = _piece(source.trie, readings, partial, node, float(kept.masses[i]))
         if mass > 0.0:
             found.append((path, float(kept.weights[i]), node, piece, mass))

@@ -5,7 +5,7 @@ This module must not know bytes beyond a vocabulary's spelling, and no particula
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from bytelm.errors import InputError
 from bytelm.genlm import BackendLM, as_token_lm, is_backend
 from bytelm.logprobs import escape
+from bytelm.ordered_rows import Answer, by_id
 from bytelm.raw_rows import check_row, checked_row
 from bytelm.vocab import ByteVocab
 
@@ -46,6 +47,26 @@ class AsyncTokenLM(Protocol):
         ...
 
 
+class OrderingTokenLM(AsyncTokenLM, Protocol):
+    """A token LM that can hand out rows in the order of its vocabulary's trie."""
+
+    async def next_row(self, token_ids: Sequence[int]) -> Answer:
+        """As ``next_token_logprobs``, in whichever form costs less."""
+        ...
+
+    async def next_token_logprobs(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
+        """See ``AsyncTokenLM``."""
+        return by_id(await self.next_row(token_ids))
+
+
+def answer_of(lm: AsyncTokenLM, token_ids: Sequence[int]) -> Awaitable[Answer]:
+    """What a token LM says about the token after ``token_ids``, in whichever form costs less."""
+    # An OrderingTokenLM. Checking a protocol takes too long for each evaluation.
+    ask = getattr(lm, "next_row", None)
+    answer: Awaitable[Answer] = (ask or lm.next_token_logprobs)(token_ids)
+    return answer
+
+
 @dataclass
 class Usage:
     """What some calls took of a token LM, added up by it.
@@ -68,8 +89,8 @@ class MeteredTokenLM(AsyncTokenLM, Protocol):
 
     async def evaluate(
         self, token_ids: Sequence[int], usage: Usage, *, cache_salt: str | None = None
-    ) -> NDArray[np.float32]:
-        """As ``next_token_logprobs``; what it takes is added to ``usage``.
+    ) -> Answer:
+        """As ``next_row`` (see ``OrderingTokenLM``); what it takes is added to ``usage``.
 
         Contexts share cached work only with those of the same ``cache_salt``.
         """

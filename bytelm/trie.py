@@ -19,12 +19,14 @@ This module knows vocabularies and arrays; it must not know beams or models.
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bytelm.compiled import compiled
+from bytelm.ordered_rows import RowOrder
 
 if TYPE_CHECKING:
     from bytelm.vocab import ByteVocab
@@ -158,6 +160,16 @@ class TokenTrie:
         if trie is None:
             trie = vocab.__dict__["_trie"] = cls(vocab.token_bytes)
         return trie
+
+    @cached_property
+    def row_order(self) -> RowOrder:
+        """The order of rows: ids without bytes stand behind ``order``.
+
+        The ranges that are summed are those of the root's children, and what is behind.
+        """
+        behind = [i for i, b in enumerate(self.token_bytes) if not b]
+        ids = np.concatenate([self.order, np.array(behind, np.uint32)]).astype(np.int64)
+        return RowOrder(ids, np.append(self.root_bounds, len(ids)).astype(np.int64))
 
     def __len__(self) -> int:
         """How many nodes there are."""

@@ -22,18 +22,16 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
-
 from bytelm import pace
 from bytelm.byte_lm import Walk
 from bytelm.errors import BytelmError, VocabError
 from bytelm.joined import Joined, results
 from bytelm.logprobs import LazyByteProbs
+from bytelm.ordered_rows import Answer
 from bytelm.prefill import USUAL
 from bytelm.read_ahead import is_idle
 from bytelm.threads import by_length
-from bytelm.token_lm import AsyncTokenLM
+from bytelm.token_lm import AsyncTokenLM, OrderingTokenLM, answer_of
 
 if TYPE_CHECKING:
     from bytelm.beam.base import Beam
@@ -64,7 +62,7 @@ class _Missing(Exception):
         self.context = context
 
 
-class _Fetched:
+class _Fetched(OrderingTokenLM):
     """A token LM of the rows that were fetched; it has no others.
 
     Attributes:
@@ -77,12 +75,12 @@ class _Fetched:
     def __init__(self, lm: AsyncTokenLM) -> None:
         self.vocab = lm.vocab
         self.max_context_tokens = lm.max_context_tokens
-        self.rows: dict[Path, NDArray[np.float32]] = {}
+        self.rows: dict[Path, Answer] = {}
         self.places: dict[Path, int] = {}
         self.unread: set[Path] = set()
         self.read = 0
 
-    async def next_token_logprobs(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
+    async def next_row(self, token_ids: Sequence[int]) -> Answer:
         """The row of a context that was fetched."""
         path = tuple(token_ids)
         if path not in self.rows:
@@ -93,7 +91,7 @@ class _Fetched:
         return self.rows[path]
 
 
-class _Guessing:
+class _Guessing(OrderingTokenLM):
     """A token LM that guesses the rows that were not fetched, and notes whose they are.
 
     What follows a text hardly depends on how it was tokenized: where a row of the same text is
@@ -113,10 +111,10 @@ class _Guessing:
         self._rows = fetched.rows
         self._anchor = anchor
         self._sizes = source.vocab.sizes
-        self._unlikely = source.stand_in.token_logprobs
+        self._unlikely = source.ordered(source.stand_in.token_logprobs)
         self._alike = {fetched.places[path]: self._rows[path] for path in reversed(self._rows)}
 
-    async def next_token_logprobs(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
+    async def next_row(self, token_ids: Sequence[int]) -> Answer:
         """A row, or what is taken for it."""
         path = tuple(token_ids)
         row = self._rows.get(path)
@@ -255,9 +253,9 @@ class KnownWalk(Walk[S]):
             fetched.unread.update(new)
             self._spare -= len(new)
 
-    async def _evaluated(self, path: Path, turn: asyncio.Semaphore) -> NDArray[np.float32]:
+    async def _evaluated(self, path: Path, turn: asyncio.Semaphore) -> Answer:
         async with turn:
-            return await self._lm.next_token_logprobs(path)
+            return await answer_of(self._lm, path)
 
     def _let_go(self) -> None:
         """Forgets the rows of places behind the walk, once it has moved.

@@ -8,9 +8,6 @@ from __future__ import annotations
 import asyncio
 import math
 
-import numpy as np
-from numpy.typing import NDArray
-
 from bytelm.beam.base import B
 from bytelm.beam.candidates import NONE
 from bytelm.beam.deferred import NOTHING, Path
@@ -18,6 +15,7 @@ from bytelm.beam.late import Known, Part
 from bytelm.beam.moving import joined, moved_by
 from bytelm.beam.pruning import keeping, prune
 from bytelm.beam.ration import MOST, RATION, narrowed
+from bytelm.ordered_rows import Answer
 from bytelm.prefill import TAIL, Trunk, TrunkFinder
 from bytelm.read_ahead import Ahead
 from bytelm.threads import by_length
@@ -52,11 +50,10 @@ async def from_trunk(beam: B, trunk: Trunk) -> B:
     lengths = range(len(trunk.rest_tokens) + 1)
     ahead = [(*base, *trunk.rest_tokens[:n]) for n in lengths if beam._fits(len(base) + n)]
     ahead = ahead[:AHEAD]
-    submitted: dict[Path, asyncio.Future[NDArray[np.float32]]] = {}
+    submitted: dict[Path, asyncio.Future[Answer]] = {}
     try:
         for path in reversed(ahead):
-            call = beam.source.lm.next_token_logprobs(path)
-            submitted[path] = asyncio.ensure_future(call)
+            submitted[path] = asyncio.ensure_future(beam.source.ask(path))
             if path is ahead[-1]:
                 await submitted[path]
         state = at_trunk(beam, trunk)

@@ -11,13 +11,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bytelm import pace
-from bytelm.token_lm import AsyncTokenLM, Chunk, GeneratingTokenLM, MeteredTokenLM, Usage
+from bytelm.ordered_rows import Answer
+from bytelm.token_lm import (
+    AsyncTokenLM,
+    Chunk,
+    GeneratingTokenLM,
+    MeteredTokenLM,
+    OrderingTokenLM,
+    Usage,
+    answer_of,
+)
 from bytelm.vocab import ByteVocab
 from bytelm_server import answers
 from bytelm_server.shares import Shares
 
 
-class CountingLM:
+class CountingLM(OrderingTokenLM):
     """Another token LM, as one call uses it.
 
     Args:
@@ -49,7 +58,7 @@ class CountingLM:
         """Whether the other is, where it tells."""
         return bool(getattr(self.lm, "is_idle", False))
 
-    async def next_token_logprobs(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
+    async def next_row(self, token_ids: Sequence[int]) -> Answer:
         """The other's answer."""
         # A model that answers without waiting must not keep other calls from their turn.
         await pace.turn()
@@ -58,11 +67,11 @@ class CountingLM:
         async with self.shares.place(self.cache_salt):
             return await self._evaluate(token_ids)
 
-    async def _evaluate(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
+    async def _evaluate(self, token_ids: Sequence[int]) -> Answer:
         if isinstance(self.lm, MeteredTokenLM):
             return await self.lm.evaluate(token_ids, self.usage, cache_salt=self.cache_salt)
         self.usage.evaluations += 1
-        return await self.lm.next_token_logprobs(token_ids)
+        return await answer_of(self.lm, token_ids)
 
 
 class CountingGeneratingLM(CountingLM):

@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bytelm.rows import gather_sum
 from bytelm.trie import ROOT, TokenTrie, sum_range
 
 vocabularies = st.lists(st.binary(max_size=4), min_size=1, max_size=40).filter(any)
@@ -58,11 +57,6 @@ def test_sums_are_right_to_a_millionth_for_masses_down_to_1e_30(scale, length):
     values = (random.random(length + 3) ** 8 * scale / length).astype(np.float32)
     want = math.fsum(values[3:].tolist())
     assert sum_range(values, 3, length + 3) == pytest.approx(want, rel=1e-6)
-    order = random.permutation(length + 3).astype(np.uint32)
-    out = np.zeros_like(values)
-    have = gather_sum(values, order, 3, length + 3, out)
-    assert have == pytest.approx(math.fsum(values[order[3:]].tolist()), rel=1e-6)
-    assert np.array_equal(out[3:], values[order[3:]])
 
 
 def test_a_vocabulary_of_150_000_tokens_is_well_formed():
