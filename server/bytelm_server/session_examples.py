@@ -115,6 +115,15 @@ SCORE_ANSWER = answer(
         "session": _session(2, 21, 5),
     },
 )
+ROWS = {
+    "moved": call(
+        "A text, behind which the session stands then", {"text": "ce is Paris.", "usage": True}
+    ),
+    "look": call(
+        "A look ahead, in few bytes",
+        {"text": "ce is", "advance": False, "dtype": "float16"},
+    ),
+}
 BATCH = {
     "two": call(
         "Two calls",

@@ -12,12 +12,14 @@ from numpy.typing import NDArray
 from bytelm_server import session_examples as examples
 from bytelm_server.documented import FAILURES, Responses, with_stream
 from bytelm_server.errors import DeadlinePassed, ErrorBody, FieldError, Unavailable
+from bytelm_server.examples import ROWS_ANSWER
 from bytelm_server.reading import JsonRoute
+from bytelm_server.row_stream import RowFormat
 from bytelm_server.sessions import answers, bodies
 from bytelm_server.sessions.batch import SessionBatch
 from bytelm_server.sessions.calls import MOST_LISTED, SessionCalls
+from bytelm_server.sessions.rows import SessionRows
 from bytelm_server.sessions.service import Sessions
-from bytelm_server.streams import Events
 from bytelm_server.token_rows import TokenRows
 from bytelm_server.wire import JsonResponse
 from bytelm_server.work import Served, Work, Working
@@ -360,6 +362,29 @@ async def score(
     return JsonResponse(await work.result(calls.score(session_id, call, key)))
 
 
+@router.post(
+    "/v1/sessions/{session_id}/rows",
+    tags=["sessions"],
+    response_class=Response,
+    responses={200: ROWS_ANSWER, **_MOVES},
+)
+async def rows(
+    work: Working,
+    calls: Calls,
+    session_id: str,
+    call: Annotated[bodies.SessionRowsCall, Body(openapi_examples=examples.ROWS)],
+    key: Key = None,
+) -> Response:
+    """The distributions along a text from the session's state; the session moves on behind it.
+
+    Rows are written as by `/v1/rows`; what the session is then stands behind them with `usage`. It
+    moves on when all were made; an error may stand behind the last, too. Sent again by its key, the
+    call reads the text anew, from where it did before.
+    """
+    form, count = RowFormat(call.dtype), len(call.text.data) + 1
+    return await work.rows(SessionRows(calls, session_id, call, key).pieces(), form, count)
+
+
 async def _generated(
     work: Work,
     calls: SessionCalls,
@@ -374,5 +399,4 @@ async def _generated(
             "a stream cannot be sent again: go on from the session's version and length",
             "Idempotency-Key",
         )
-    events: Events = calls.events(session_id, call)
-    return await work.stream(events)
+    return await work.stream(calls.events(session_id, call))

@@ -23,6 +23,7 @@ from bytelm_server.service import ByteService
 from bytelm_server.sessions import bodies
 from bytelm_server.sessions.calls import SessionCalls
 from bytelm_server.sessions.failures import NoSuchSession, StoreFull, VersionConflict
+from bytelm_server.sessions.rows import SessionRows
 from bytelm_server.sessions.service import Sessions
 from bytelm_server.stores import Full, Record, Reply, SessionStore
 from bytelm_server.stores.memory import MemoryStore
@@ -253,6 +254,12 @@ class Stubborn(MemoryStore):
         await super().commit(record, expected, kept, reply)
 
 
+class Shared(Stubborn):
+    """One that other servers use as well."""
+
+    is_shared = True
+
+
 async def test_a_change_that_cannot_be_kept_has_not_happened() -> None:
     store = Stubborn(8)
     served = Served(Stopping(SMALL), store)
@@ -269,9 +276,7 @@ async def test_a_change_that_cannot_be_kept_has_not_happened() -> None:
 
 
 async def test_a_change_that_others_come_before_goes_out_from_theirs() -> None:
-    store = Stubborn(8)
-    store_is_shared = type("Shared", (Stubborn,), {"is_shared": True})
-    store = store_is_shared(8)
+    store = Shared(8)
     one, other = Served(Stopping(SMALL), store), Served(Stopping(SMALL), store)
     session_id = await one.create(context="ab")
     came = itertools.count()
@@ -298,6 +303,33 @@ async def test_a_change_that_others_come_before_goes_out_from_theirs() -> None:
     store.others = always
     with pytest.raises(VersionConflict):
         await one.advance(session_id, " ")
+
+
+async def test_rows_end_with_an_error_where_another_server_moved_the_session() -> None:
+    store = Shared(8)
+    one, other = Served(Stopping(SMALL), store), Served(Stopping(SMALL), store)
+    session_id = await one.create(context="ab")
+    call = bodies.SessionRowsCall.model_validate({"text": " abc" * 10})
+    made: list[bytes] = []
+
+    async def read() -> None:
+        async for piece in SessionRows(one.calls, session_id, call, "k").pieces():
+            made.append(piece)
+
+    async def others(record: Record) -> None:
+        store.others = None
+        await other.advance(session_id, "c")
+
+    store.others = others
+    with pytest.raises(VersionConflict, match="go on from its version"):
+        await read()
+    assert len(b"".join(made)) == 41 * 257 * 4
+    made.clear()
+    await read()  # from where it is now: nothing was kept
+    twin = await other.create(context="ab")
+    for text in ("c", " abc" * 10):
+        await other.advance(twin, text)
+    assert np.array_equal(*[(await other.next(s))["logprobs"] for s in (session_id, twin)])
 
 
 async def test_a_rebuilt_session_costs_one_evaluation_for_each_candidate() -> None:

@@ -10,6 +10,7 @@
     replies.py         calls that are made once: answers that are kept
     continuations.py   what is generated, as answers and events
     scores.py          how likely given texts are, as answers
+    rows.py            distributions along a given text, as raw numbers
     states.py          what a session stands at: a byte LM's state, or a token LM's
     held.py            the sessions that are in use or in memory, and which leave it first
     bodies.py          what the calls take

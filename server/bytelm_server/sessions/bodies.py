@@ -9,7 +9,14 @@ from pydantic import Field, ValidationError, WrapValidator, model_validator
 from pydantic_core import PydanticCustomError
 
 from bytelm_server.contexts import Body, BytesIn, ContextIn, SegmentIn
-from bytelm_server.requests import BeamCall, Drawing, Generation, Scored, keep_failure
+from bytelm_server.requests import (
+    BeamCall,
+    Drawing,
+    Generation,
+    KnownRows,
+    Scored,
+    keep_failure,
+)
 
 LONGEST_KEY = 255
 """Characters of an idempotency key."""
@@ -157,6 +164,15 @@ class SessionScoreCall(Scored, Changing):
                 "several continuations go with advance false only: a session has one state",
             )
         return self
+
+
+class SessionRowsCall(KnownRows, Changing):
+    """The distributions before each byte of a text after a session's state, and behind the last."""
+
+    advance: bool = Field(True, description="Move the session on behind the text; else it stays.")
+    prune: bool = Field(
+        False, description="The first is that of the pruned state, as those behind bytes are."
+    )
 
 
 class NextCall(Body):

@@ -35,7 +35,6 @@ from bytelm_server.sessions.continuations import (
     count_of,
     draw_of,
 )
-from bytelm_server.sessions.failures import VersionConflict
 from bytelm_server.sessions.held import Held, HeldSessions
 from bytelm_server.sessions.lives import Lives
 from bytelm_server.sessions.moves import (
@@ -269,7 +268,7 @@ class SessionCalls:
         once = self.once("score", call, key, session_id)
 
         async def moving(state: SessionState, lm: CountingLM) -> tuple[SessionState, Told]:
-            self._check_room(state, wanted.length, "continuations[0]")
+            self.check_room(state, wanted.length, "continuations[0]")
             after, answer = await scored(state, lm, wanted, advance=True)
             return after, lambda session: {**answer, "session": session}
 
@@ -322,13 +321,7 @@ class SessionCalls:
                 if piece.finish_reason is not None:
                     event["usage"] = usage_of(lm)
                 used, counted = lm.usage.evaluations - counted, lm.usage.evaluations
-                try:
-                    await self.moves.commit(held, piece.state, used, dict, None)
-                except Changed:
-                    held.forget()
-                    raise VersionConflict(
-                        "another server changed the session: go on from its version"
-                    ) from None
+                await self.moves.follow(held, piece.state, used, dict, None)
                 stands = session_of(held)
                 yield {
                     **event,
@@ -423,11 +416,12 @@ class SessionCalls:
 
     def _check_length(self, state: SessionState, by: bodies.Input, walked: bool) -> None:
         added = text_length(by)
-        self._check_room(state, added, _field(by))
+        self.check_room(state, added, _field(by))
         if walked and state.kind == "byte":
             self.service.limits.check_walk(added)
 
-    def _check_room(self, state: SessionState, added: int, param: str) -> None:
+    def check_room(self, state: SessionState, added: int, param: str) -> None:
+        """Whether a session may have so many more bytes; LimitExceeded, naming the field."""
         most = self.settings.max_context_bytes
         if added + state.context_bytes > most:
             raise LimitExceeded(

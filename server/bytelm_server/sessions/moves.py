@@ -107,21 +107,27 @@ class Moves:
     async def state(self, held: Held) -> tuple[SessionState, CountingLM]:
         """What a session stands at, made again if it has left memory; the model for this call."""
         assert held.record is not None
-        if held.meta["fingerprint"] != self.service.fingerprint:
-            raise OtherModel(
-                "the session was made on another model than this server runs: create a new one"
-            )
-        lm = counting(self.service.lm, self.caller.cache_salt, self.service.shares)
+        lm = self._model(held.meta)
         if held.state is None:
-            packed = Packed(held.meta["state"], held.record.head, held.record.trunk)
-            try:
-                state = await unpack(held.meta["kind"], packed, lm)
-            except SnapshotError as error:
-                raise OtherModel(f"the session cannot be read here: {error}") from error
+            state = await _unpacked(held.meta, held.record.head, held.record.trunk, lm)
         else:
             state = held.state.on(lm)
         held.state = await state.settled()
         return held.state, lm
+
+    async def restored(
+        self, meta: Answer, head: bytes, trunk: bytes
+    ) -> tuple[SessionState, CountingLM]:
+        """What a session stood at when its record was this; the model for this call."""
+        lm = self._model(meta)
+        return await (await _unpacked(meta, head, trunk, lm)).settled(), lm
+
+    def _model(self, meta: Answer) -> CountingLM:
+        if meta["fingerprint"] != self.service.fingerprint:
+            raise OtherModel(
+                "the session was made on another model than this server runs: create a new one"
+            )
+        return counting(self.service.lm, self.caller.cache_salt, self.service.shares)
 
     async def looked(self, held: Held, lm: CountingLM) -> None:
         """Count what a call took that left the session where it is."""
@@ -161,11 +167,36 @@ class Moves:
                 return known
             record = await self.find(session_id, held)
             answer = await work(held)
-            if once is not None:
-                reply = once.reply(answer, time.time() + record.ttl)
-                with contextlib.suppress(Full):
-                    await finished(self.store.keep(reply, time.time()))
+            await self.remember(once, answer, record.ttl)
             return answer
+
+    async def remember(self, once: Once | None, answer: Answer, ttl: float) -> None:
+        """Keep the answer to a call that leaves a session where it is, if there is room."""
+        if once is not None:
+            reply = once.reply(answer, time.time() + ttl)
+            with contextlib.suppress(Full):
+                await finished(self.store.keep(reply, time.time()))
+
+    async def follow(
+        self,
+        held: Held,
+        after: SessionState,
+        evaluations: int,
+        answer: Told,
+        once: Once | None,
+    ) -> Answer:
+        """As ``commit``, for a call that has told too much already to be tried again.
+
+        Raises:
+            VersionConflict: another server changed the session.
+        """
+        try:
+            return await self.commit(held, after, evaluations, answer, once)
+        except Changed:
+            held.forget()
+            raise VersionConflict(
+                "another server changed the session: go on from its version"
+            ) from None
 
     async def commit(
         self,
@@ -299,6 +330,14 @@ class Moves:
             return None
         known = await self.store.reply(once.about, once.name, time.time())
         return None if known is None else once.answer(known)
+
+
+async def _unpacked(meta: Answer, head: bytes, trunk: bytes, lm: CountingLM) -> SessionState:
+    try:
+        state: SessionState = await unpack(meta["kind"], Packed(meta["state"], head, trunk), lm)
+    except SnapshotError as error:
+        raise OtherModel(f"the session cannot be read here: {error}") from error
+    return state
 
 
 async def finished(work: Coroutine[Any, Any, T]) -> T:
