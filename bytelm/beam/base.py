@@ -180,6 +180,8 @@ class Beam(StatefulByteLM, ABC):
     @property
     def _is_fresh(self) -> bool:
         """Whether no byte was consumed behind the anchor."""
+        if self._paths and len(self._paths[0]) > len(self._anchor) + len(self.source.vocab.prefix):
+            return False
         text = self._text
         return not text or (
             text == self._prefix and len(self._anchor) == len(self.source.vocab.initial_context)
@@ -258,6 +260,12 @@ class Beam(StatefulByteLM, ABC):
     def _fits(self, length: int) -> bool:
         most = self._most
         return self.source.fits(length) if most is None else length <= most
+
+    def _surely_fit(self, bs: bytes) -> bool:
+        """Whether the vocabulary spells these bytes, and each may be a token; reads no more."""
+        longest = 1 + max(len(path) for path in self._paths or [path for path, _ in self._roots])
+        vocab, closed = self.source.vocab, self.source.stand_in.is_closed
+        return closed and vocab.alphabet.issuperset(bs) and self._fits(longest + len(bs))
 
     def has_room_for(self, tokens: int) -> bool:
         """Whether so many tokens can be added before ``max_context_length`` plays a part."""

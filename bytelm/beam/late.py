@@ -90,7 +90,8 @@ async def settle(
         if not due:
             break
         left -= len(due)
-        items = [item for item in items if item not in due]
+        taken = {id(item) for item in due}  # whatever their length
+        items = [item for item in items if id(item) not in taken]
         rows = await gather([source.evaluate(item.path) for item in due])
         for item, row in zip(due, rows, strict=True):
             node = source.trie.descend(item.since)

@@ -219,15 +219,18 @@ class ByteBeamState(Beam):
         self._check_open()
         if not added:
             return self
+        spelling = self._reading(self.source.spelling_eos())
+        fresh = self._is_fresh
+        walks = mode == "exact" or (len(added) <= SHORT and not fresh)
+        if walks and self._surely_fit(added):
+            return await with_room((await walked(spelling, added))._reading(self.source))
         whole = self._text + added
         finder = TrunkFinder.of(self.source.vocab)
         if self._most is None:
             await finder.check_fits(len(self._anchor), whole, self.source.lm.max_context_tokens)
         trunk = await finder.found(whole, tail)
         length = len(self._anchor) + len(trunk.tokens) + len(trunk.rest_tokens)
-        fresh = self._is_fresh
-        spelling = self._reading(self.source.spelling_eos())
-        if mode == "exact" or (len(added) <= SHORT and not fresh):
+        if walks:
             state = await walked(spelling, added)
         elif self._most is not None and length > self._most:
             state = await ending(spelling, whole, tail)

@@ -291,6 +291,18 @@ async def test_a_later_short_prefill_walks():
     assert (await prefilled.logp_next()).ps.tolist() == (await walked.logp_next()).ps.tolist()
 
 
+async def test_a_few_bytes_behind_a_long_text_read_nothing_of_it(monkeypatch):
+    first = await initial(StubLM(TRAINED), DEFERRED, initial_context=[0])
+    state = await first.prefill(b"The capital of France is Paris. " * 20)
+    read: list[int] = []
+    monkeypatch.setattr(ByteVocab, "encode", lambda self, data: read.append(len(data)))
+    monkeypatch.setattr(ByteVocab, "decode", lambda self, tokens: read.append(len(tokens)))
+    for mode in ("fast", "exact"):
+        have, want = await state.prefill(b"x", mode=mode), await (state.prune() << ord("x"))
+        assert [(c.weight, c.tokens) for c in have] == [(c.weight, c.tokens) for c in want]
+    assert not read
+
+
 async def test_prefilling_nothing_changes_nothing():
     lm = _Recording(WORDS)
     state = await initial(lm)
