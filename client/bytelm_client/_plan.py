@@ -3,6 +3,7 @@
 from typing import Literal, Unpack, overload
 
 from bytelm_client._calls import Call
+from bytelm_client._rows import Dtype, Float16Rows, Float32Rows, Rows
 from bytelm_client._session_calls import More, SessionCalls
 from bytelm_client.contexts import Text, Texts
 from bytelm_client.options import CallOptions, GreedyOptions, PartsOptions, SampleOptions
@@ -184,6 +185,59 @@ class Plan:
             TypeError: in a token session.
         """
         return self._calls.score(continuations, if_version, {"advance": advance, **options})
+
+    @overload
+    def rows(
+        self,
+        text: Text,
+        *,
+        advance: bool = True,
+        prune: bool = False,
+        dtype: Literal["float32"] = "float32",
+        if_version: int | None = None,
+        **options: Unpack[CallOptions],
+    ) -> Call[Float32Rows]: ...
+
+    @overload
+    def rows(
+        self,
+        text: Text,
+        *,
+        advance: bool = True,
+        prune: bool = False,
+        dtype: Literal["float16"],
+        if_version: int | None = None,
+        **options: Unpack[CallOptions],
+    ) -> Call[Float16Rows]: ...
+
+    def rows(
+        self,
+        text: Text,
+        *,
+        advance: bool = True,
+        prune: bool = False,
+        dtype: Dtype = "float32",
+        if_version: int | None = None,
+        **options: Unpack[CallOptions],
+    ) -> Call[Rows]:
+        """The distributions before each byte of a text, and behind the last.
+
+        Args:
+            text: the bytes to read.
+            advance: move on behind them, when all rows were made.
+            prune: the first is that of the pruned state.
+            dtype: of the numbers; ``"float16"`` is half as much, rounded by 1/2048 at most.
+            if_version: only if the session has this version.
+            options: see ``CallOptions``.
+
+        Returns:
+            ``[bytes + 1, 257]``, natural logarithms: of 256 bytes, then of EOS (``EOS_INDEX``).
+
+        Raises:
+            InvalidRequest: when nothing continues with one of the bytes, or they do not fit.
+            TypeError: in a token session.
+        """
+        return self._calls.rows(text, advance, prune, dtype, if_version, options)
 
     def delete(self, **options: Unpack[CallOptions]) -> Call[None]:
         """End the session."""

@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 from bytelm_client.errors import api_error_of
 
 Dtype = Literal["float32", "float16"]
-Rows: TypeAlias = NDArray[np.float32] | NDArray[np.float16]
+Float32Rows: TypeAlias = NDArray[np.float32]
+Float16Rows: TypeAlias = NDArray[np.float16]
+Rows: TypeAlias = Float32Rows | Float16Rows
 """Natural log-probabilities ``[rows, 257]``: of 256 bytes, then of EOS (``EOS_INDEX``)."""
 
 

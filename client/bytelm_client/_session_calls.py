@@ -24,7 +24,7 @@ from bytelm_client._calls import (
     timeout_of,
 )
 from bytelm_client._events import Event
-from bytelm_client._rows import Numbers
+from bytelm_client._rows import Dtype, Numbers, Rows
 from bytelm_client.contexts import (
     TEXT,
     Context,
@@ -191,6 +191,33 @@ class SessionCalls:
         body, one = score_json(continuations, options)
         read = self._telling(read_results(read_score, one))
         return self._change("score", body, if_version, read, timeout_of(options))
+
+    def rows(
+        self,
+        text: Text,
+        advance: bool,
+        prune: bool,
+        dtype: Dtype,
+        if_version: int | None,
+        options: CallOptions,
+    ) -> Call[Rows]:
+        """The distributions along a text.
+
+        Raises:
+            TypeError: in a token session.
+        """
+        if self.info.kind == "token":
+            raise TypeError("a token session has no rows of bytes")
+        told = self._learner()
+
+        def read(numbers: Numbers) -> Rows:
+            told(numbers.end["session"])
+            return numbers.rows
+
+        body = {"text": bytes_json(text), "dtype": dtype, "usage": True}
+        body |= {"advance": advance, "prune": prune}
+        call = self._change("rows", body, if_version, read, timeout_alone(options))
+        return replace(call, octets=True, batched=None)
 
     def stream(self, name: str, steps: int, options: Mapping[str, Any]) -> Call[None]:
         """A continuation as it comes."""

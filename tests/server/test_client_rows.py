@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 
 from bytelm.logprobs import EOS
-from bytelm_client import EOS_INDEX, AsyncClient, Client, ConnectionLost, InvalidRequest, NotReady
+from bytelm_client import (
+    EOS_INDEX,
+    AsyncClient,
+    Client,
+    Conflict,
+    ConnectionLost,
+    InvalidRequest,
+    NotReady,
+)
 from tests.server.proxy import proxy_to
 
 TEXT = b"the ant and \xc3\xa9" * 5
@@ -134,3 +142,40 @@ def test_a_stream_of_rows_that_is_left_ends_the_work(
     pieces.close()
     until(still)
     assert evaluations() < begun + 15
+
+
+async def test_a_session_moves_on_behind_its_rows(url: str, client: Client) -> None:
+    with client.session("he ") as session, client.session("he ") as other:
+        looked = session.rows(TEXT, advance=False)
+        assert np.array_equal(looked, client.rows("he ", TEXT))
+        assert (session.version, session.length) == (1, 3)
+        first = session.rows(TEXT, if_version=1)
+        assert np.array_equal(first, looked)
+        assert (session.version, session.length) == (2, 3 + len(TEXT))
+        assert np.array_equal(first[-1], session.next().logprobs.astype(np.float32))
+        pieces = list(other.stream_rows(TEXT, dtype="float16"))
+        assert np.array_equal(np.concatenate(pieces), client.rows("he ", TEXT, dtype="float16"))
+        assert (other.version, other.length) == (2, 3 + len(TEXT))
+        with pytest.raises(Conflict):
+            session.rows(TEXT, if_version=1)
+    with client.session("he", kind="token") as tokens, pytest.raises(TypeError):
+        tokens.rows(b"a")
+    async with AsyncClient(url) as awaited, awaited.session("he ") as session:
+        assert np.array_equal(await session.rows(TEXT), first)
+        assert session.version == 2
+
+
+def test_rows_move_a_session_once_whatever_breaks(slow: str) -> None:
+    with proxy_to(slow) as proxy:
+        session = Client(proxy.url).session("he")
+        want = session.rows("abc", advance=False)
+        proxy.break_before, proxy.break_after = 1, 1
+        connections = proxy.connections
+        assert np.array_equal(session.rows("abc"), want)
+        assert proxy.connections - connections >= 2
+        assert (session.version, session.refresh().version) == (2, 2)
+        proxy.cut_stream = True
+        with pytest.raises(ConnectionLost):
+            list(session.stream_rows("abcdefghijk"))
+        proxy.cut_stream = False
+        assert session.refresh().version == 2

@@ -5,6 +5,7 @@ import gc
 import math
 import runpy
 from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -408,3 +409,64 @@ async def test_a_cancelled_evaluation_leaves_the_others(remote_lm: RemoteTokenLM
 async def test_an_evaluation_that_fails_is_an_error_for_each() -> None:
     with pytest.raises(CannotConnect):
         RemoteTokenLM("http://127.0.0.1:9", retries=0)
+
+
+# Rows.
+
+
+async def test_rows_are_those_of_the_walk_and_one_call(client: AsyncClient, begun: Any) -> None:
+    text = b"the ant and the \xc3\xa9" * 3
+    async with await RemoteByteLM.initial(client, "he ") as state:
+        for each, want in (
+            (state, await begun(b"he ")),
+            (
+                (await (state << ord("t"))).prune(),
+                (await (await begun(b"he ") << ord("t"))).prune(),
+            ),
+        ):
+            before = each.session.info
+            have = np.array([q.ps async for q in each.rows(text)])
+            walked = np.array([q.ps async for q in want.rows(text)])
+            assert np.array_equal(have, walked.astype(np.float32))
+            now = each.session.info
+            assert (now.version, now.length) == (before.version, before.length)
+
+
+async def test_a_state_is_at_hand_while_its_rows_are_read(client: AsyncClient) -> None:
+    text = b"the ant and the ing" * 4
+    async with await RemoteByteLM.initial(client, "he ") as state:
+        async with aclosing(state.rows(text)) as rows:
+            first = await anext(rows)
+            assert np.array_equal(first.ps, (await state.logp_next()).ps.astype(np.float32))
+            assert (await (await (state << ord("t"))).logp_next()).ps[ord("h")] > -np.inf
+        assert len([q async for q in state.rows(b"")]) == 1
+
+
+async def test_rows_fail_as_those_of_local_states(
+    client: AsyncClient, start_stub: Callable[..., str]
+) -> None:
+    async def read(state: StatefulByteLM, text: bytes) -> None:
+        async for _ in state.rows(text):
+            have.append(1)
+
+    have: list[int] = []
+    async with await RemoteByteLM.initial(start_stub("--letters")) as state:
+        with pytest.raises(EmptyBeam):
+            await read(state, b"he\0")
+        assert len(have) == 3
+        with pytest.raises(ContextTooLong):
+            await read(state, b"x" * 300)
+        with pytest.raises(ByteError):
+            await read(state, [256])  # type: ignore[arg-type]
+
+
+async def test_rows_of_an_ensemble_over_servers(toy_urls: dict[str, str], toys: Any) -> None:
+    local = Ensemble([await ByteBeamState.initial(toy, BeamParams(K=3)) for toy in toys.values()])
+    options: Any = {"beam": {"K": 3, "prune_threshold": 0.0, "deferred": False}}
+    async with (
+        await RemoteByteLM.initial(toy_urls["one"], **options) as one,
+        await RemoteByteLM.initial(toy_urls["other"], **options) as other,
+    ):
+        have = [q.ps async for q in Ensemble([one, other]).rows(b"abcab")]
+    want = [q.ps async for q in local.rows(b"abcab")]
+    np.testing.assert_allclose(np.exp(have), np.exp(want), atol=1e-6)

@@ -58,6 +58,8 @@ def _of_a_session(session: Session, n: int) -> None:
     assert_type(session.plan.score("a"), Call[Score])
     assert_type(session.plan.next_tokens(), Call[NextTokens])
     assert_type(session.stream_sample(3), Stream)
+    assert_type(session.rows("a", if_version=1), NDArray[np.float32])
+    assert_type(session.rows("a", dtype="float16"), NDArray[np.float16])
 
 
 async def _of_what_is_awaited(client: AsyncClient) -> AsyncIterator[bytes]:

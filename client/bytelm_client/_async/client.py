@@ -6,15 +6,13 @@ from types import TracebackType
 from typing import Any, Literal, Self, TypeVar, Unpack, overload
 
 import httpx
-import numpy as np
-from numpy.typing import NDArray
 
 from bytelm_client._async.opening import Opening
 from bytelm_client._async.session import AsyncSession
 from bytelm_client._async.stream import AsyncStream
 from bytelm_client._base import CONNECTIONS, BaseClient
 from bytelm_client._calls import Call
-from bytelm_client._rows import Dtype, Numbers, RowReader, Rows
+from bytelm_client._rows import Dtype, Float16Rows, Float32Rows, Numbers, RowReader, Rows
 from bytelm_client._session_calls import create_call, resume_call
 from bytelm_client.contexts import Context, Contexts, Ids, Text, Texts
 from bytelm_client.options import (
@@ -237,7 +235,7 @@ class AsyncClient(BaseClient):
         *,
         dtype: Literal["float32"] = "float32",
         **options: Unpack[BeamOptions],
-    ) -> NDArray[np.float32]: ...
+    ) -> Float32Rows: ...
     @overload
     async def rows(
         self,
@@ -246,7 +244,7 @@ class AsyncClient(BaseClient):
         *,
         dtype: Literal["float16"],
         **options: Unpack[BeamOptions],
-    ) -> NDArray[np.float16]: ...
+    ) -> Float16Rows: ...
     async def rows(
         self,
         context: Context,

@@ -1,10 +1,12 @@
 """Sessions: handles to states on the server, which calls move on."""
 
+from collections.abc import AsyncGenerator
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self, Unpack, overload
 
 from bytelm_client._async.stream import AsyncStream
 from bytelm_client._handle import BaseSession
+from bytelm_client._rows import Dtype, Float16Rows, Float32Rows, Rows
 from bytelm_client._session_calls import More
 from bytelm_client.contexts import Text, Texts
 from bytelm_client.errors import BytelmClientError, Gone, NotFound
@@ -230,6 +232,74 @@ class AsyncSession(BaseSession):
         return await self._send(
             self._calls.score(continuations, if_version, {"advance": advance, **options})
         )
+
+    @overload
+    async def rows(
+        self,
+        text: Text,
+        *,
+        advance: bool = True,
+        prune: bool = False,
+        dtype: Literal["float32"] = "float32",
+        if_version: int | None = None,
+        **options: Unpack[CallOptions],
+    ) -> Float32Rows: ...
+    @overload
+    async def rows(
+        self,
+        text: Text,
+        *,
+        advance: bool = True,
+        prune: bool = False,
+        dtype: Literal["float16"],
+        if_version: int | None = None,
+        **options: Unpack[CallOptions],
+    ) -> Float16Rows: ...
+    async def rows(
+        self,
+        text: Text,
+        *,
+        advance: bool = True,
+        prune: bool = False,
+        dtype: Dtype = "float32",
+        if_version: int | None = None,
+        **options: Unpack[CallOptions],
+    ) -> Rows:
+        """The distributions before each byte of a text, and behind the last.
+
+        Args:
+            text: the bytes to read.
+            advance: move on behind them, when all rows were made.
+            prune: the first is that of the pruned state.
+            dtype: of the numbers; ``"float16"`` is half as much, rounded by 1/2048 at most.
+            if_version: only if the session has this version.
+            options: see ``CallOptions``.
+
+        Returns:
+            ``[bytes + 1, 257]``, natural logarithms: of 256 bytes, then of EOS (``EOS_INDEX``).
+
+        Raises:
+            InvalidRequest: when nothing continues with one of the bytes, or they do not fit.
+            TypeError: in a token session.
+        """
+        return await self._send(self._calls.rows(text, advance, prune, dtype, if_version, options))
+
+    def stream_rows(
+        self,
+        text: Text,
+        *,
+        advance: bool = True,
+        prune: bool = False,
+        dtype: Dtype = "float32",
+        if_version: int | None = None,
+        **options: Unpack[CallOptions],
+    ) -> AsyncGenerator[Rows, None]:
+        """The same as they come, some rows at a time; the session moves on with the last.
+
+        Leave it early by ``aclose``: the server then ends its work, and the session stays.
+        """
+        call = self._calls.rows(text, advance, prune, dtype, if_version, options)
+        return self._client._read_rows(call)
 
     def stream_greedy(
         self, steps: int, *, advance: bool = True, **options: Unpack[GreedyOptions]

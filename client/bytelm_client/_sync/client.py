@@ -6,12 +6,10 @@ from types import TracebackType
 from typing import Any, Literal, Self, TypeVar, Unpack, overload
 
 import httpx
-import numpy as np
-from numpy.typing import NDArray
 
 from bytelm_client._base import CONNECTIONS, BaseClient
 from bytelm_client._calls import Call
-from bytelm_client._rows import Dtype, Numbers, RowReader, Rows
+from bytelm_client._rows import Dtype, Float16Rows, Float32Rows, Numbers, RowReader, Rows
 from bytelm_client._session_calls import create_call, resume_call
 from bytelm_client._sync.session import Session
 from bytelm_client._sync.stream import Stream
@@ -234,7 +232,7 @@ class Client(BaseClient):
         *,
         dtype: Literal["float32"] = "float32",
         **options: Unpack[BeamOptions],
-    ) -> NDArray[np.float32]: ...
+    ) -> Float32Rows: ...
     @overload
     def rows(
         self,
@@ -243,7 +241,7 @@ class Client(BaseClient):
         *,
         dtype: Literal["float16"],
         **options: Unpack[BeamOptions],
-    ) -> NDArray[np.float16]: ...
+    ) -> Float16Rows: ...
     def rows(
         self,
         context: Context,
