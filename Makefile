@@ -137,6 +137,11 @@ bench: $(INSTALLED_DEV) setup  ## Measure the speed against genlm-bytes and vLLM
 	@.venv/bin/python -m tests.benchmarks.bench main $(if $(MODEL),--model "$(MODEL)") \
 	  $(if $(TORCH_INDEX),--torch-index "$(TORCH_INDEX)")
 
+.PHONY: bench-scores
+bench-scores: $(INSTALLED_DEV) setup  ## Measure the scoring of known texts against its walk, genlm-bytes and vLLM (20 minutes)
+	@.venv/bin/python -m tests.benchmarks.bench scores $(if $(MODEL),--model "$(MODEL)") \
+	  $(if $(TORCH_INDEX),--torch-index "$(TORCH_INDEX)")
+
 .PHONY: bench-http
 bench-http: $(INSTALLED_DEV) setup  ## Measure durable sessions over HTTP against the same in process (5 minutes)
 	@.venv/bin/python -m tests.benchmarks.sessions_http $(if $(MODEL),--model "$(MODEL)")

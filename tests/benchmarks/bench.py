@@ -20,7 +20,14 @@ import bytelm
 from bytelm import models
 from bytelm.settings import Paths, ServerSettings
 from tests.benchmarks import bench_report, peers
-from tests.benchmarks.bench_cases import Case, Figures, all_cases, main_cases, peer_cases
+from tests.benchmarks.bench_cases import (
+    Case,
+    Figures,
+    all_cases,
+    main_cases,
+    peer_cases,
+    score_cases,
+)
 
 MODULES = {
     "bytelm": "tests.benchmarks.bench_bytelm",
@@ -127,7 +134,12 @@ def wanted(given: argparse.Namespace) -> list[Case]:
     """The cases that the command line asks for."""
     fields = ServerSettings.model_fields
     default = fields["default_K"].default, fields["default_prune_threshold"].default
-    cases = {"main": main_cases(*default), "peers": peer_cases(), "all": all_cases()}[given.which]
+    cases = {
+        "main": main_cases(*default),
+        "peers": peer_cases(),
+        "all": all_cases(),
+        "scores": score_cases(),
+    }[given.which]
     if given.only:
         cases = [case for case in cases if any(part in case.key for part in given.only)]
     if not cases:
@@ -138,7 +150,9 @@ def wanted(given: argparse.Namespace) -> list[Case]:
 def main() -> None:
     """Measures, prints the table, and writes it unless only some cases were wanted."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("which", nargs="?", choices=["main", "peers", "all"], default="main")
+    parser.add_argument(
+        "which", nargs="?", choices=["main", "peers", "all", "scores"], default="main"
+    )
     parser.add_argument("--only", nargs="+", metavar="PART", help="cases with this in their name")
     parser.add_argument("--list", action="store_true", help="show the names of the cases")
     parser.add_argument("--resume", action="store_true", help="keep what the same code measured")

@@ -15,8 +15,17 @@ from bytelm.settings import EngineSettings
 from bytelm.token_sampling import Method, sample
 from bytelm.vllm.engine import VllmEngine
 from bytelm_server.counting import CountingLM, counting
-from tests.benchmarks import leaks
-from tests.benchmarks.bench_cases import KV_BYTES, SEQS, Case, Figures, Track, run_side, timed
+from tests.benchmarks import bench_scores, leaks
+from tests.benchmarks.bench_cases import (
+    KV_BYTES,
+    SCORES,
+    SEQS,
+    Case,
+    Figures,
+    Track,
+    run_side,
+    timed,
+)
 from tests.served import served_params
 
 SETTINGS = EngineSettings(kv_cache_memory_bytes=KV_BYTES, max_num_seqs=SEQS)
@@ -44,6 +53,8 @@ class BytelmSide:
     async def measure(self, case: Case, prompts: list[bytes], repetition: int) -> Figures:
         """See ``Side``."""
         vocab = self.engine.vocab
+        if case.call in SCORES or case.label.startswith("exact"):
+            return await bench_scores.measure(counting(self.engine), case, prompts)
         if case.call == "rounds":
             return await self._rounds(prompts, case.steps)
         if case.call == "leaks":

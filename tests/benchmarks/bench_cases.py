@@ -19,7 +19,20 @@ from typing import Any, Literal, Protocol
 from tests.benchmarks.texts import excerpts
 
 SideName = Literal["bytelm", "http", "native", "genlm"]
-Call = Literal["greedy", "token sample", "byte sample", "next bytes", "prefill", "rounds", "leaks"]
+Call = Literal[
+    "greedy",
+    "token sample",
+    "byte sample",
+    "next bytes",
+    "prefill",
+    "rounds",
+    "leaks",
+    "score",
+    "continuations",
+    "choices",
+]
+SCORES = ("score", "continuations", "choices")
+"""Calls that score known texts."""
 Figures = dict[str, Any]
 """What one repetition of a case gives; ``seconds`` and ``bytes`` always."""
 
@@ -33,6 +46,10 @@ KV_BYTES = 4 << 30
 """Of the KV cache, in both engines: enough for the largest case with all of its forks."""
 SEQS = 128
 WARM_UP_STEPS = 24
+CONTINUATION = 24
+"""Bytes of one of many continuations, and of a choice."""
+CHOICES = 4
+"""How many choices a question has."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +132,36 @@ def main_cases(default_k: int | None, default_threshold: float) -> list[Case]:
         Case("genlm", "greedy", 32, SHORT, **once, **default),
         Case("genlm", "prefill", 1, LONG, **once),
         Case("genlm", "greedy", 32, LONG, **once),
+    ]
+
+
+def score_cases() -> list[Case]:
+    """The cases of ``make bench-scores``: known texts in waves, walked, and by others.
+
+    A case whose label ends with "walk" is the same work, one evaluation after another.
+    """
+    sizes: list[tuple[Call, int, int]] = [
+        ("score", 1, LONG),
+        ("score", 64, 400),
+        ("continuations", 1000, CONTINUATION),
+        ("choices", 200, 200),
+    ]
+    cases = [
+        Case("bytelm", call, sessions, prompt, repetitions=1 if how else 3, label=label + how)
+        for call, sessions, prompt in sizes
+        for label in ("canonical", "all")
+        for how in ("", "-walk")
+    ]
+    # As many bytes as some windows of them.
+    cases += [Case("bytelm", "score", 10, LONG, label=label) for label in ("canonical", "all")]
+    cases += [
+        Case("bytelm", "prefill", 1, LONG, repetitions=1 if how else 3, label="exact" + how)
+        for how in ("", "-walk")
+    ]
+    return [
+        *cases,
+        *(Case("native", "score", sessions, size) for sessions, size in ((1, LONG), (64, 400))),
+        Case("genlm", "score", 1, LONG, repetitions=1, seconds=GENLM_SECONDS),
     ]
 
 

@@ -54,7 +54,7 @@ class GenlmSide:
 
         params = BeamParams(K=case.K, prune_threshold=case.threshold)
         initial = await ByteBeamState.initial(self.llm, params)
-        steps = 0 if case.call == "prefill" else case.steps
+        steps = 0 if case.call in ("prefill", "score") else case.steps
         clock = Clock(len(prompts), case.seconds)
         prefilled = []
 
@@ -63,6 +63,8 @@ class GenlmSide:
             for b in prompt:
                 if clock.is_over:
                     return
+                if case.call == "score":
+                    await state.logp_next()
                 state = await (state.prune() << b)
                 clock.advance()
             prefilled.append(clock.seconds)

@@ -46,6 +46,8 @@ class NativeSide:
 
     async def measure(self, case: Case, prompts: list[bytes], repetition: int) -> Figures:
         """See ``Side``."""
+        if case.call == "score":
+            return await self._scores(prompts)
         tracks = [Track() for _ in prompts]
         tokens = 0
 
@@ -70,6 +72,26 @@ class NativeSide:
         began = time.perf_counter()
         await asyncio.gather(*map(session, range(len(prompts))))
         return timed(began, tracks) | {"evaluations": tokens}
+
+    async def _scores(self, prompts: list[bytes]) -> Figures:
+        """The log-probabilities of the prompts' canonical tokens, from one pass over each."""
+        from vllm import SamplingParams
+        from vllm.inputs import tokens_input
+
+        params = SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False)
+        tokens = 0
+
+        async def score(prompt: bytes) -> None:
+            nonlocal tokens
+            ids = [*self.vocab.initial_context, *self.vocab.encode(prompt)]
+            stream = self.llm.generate(tokens_input(ids), params, f"native-{next(self._numbers)}")
+            async for output in stream:
+                tokens += len(output.prompt_logprobs)
+
+        began = time.perf_counter()
+        await asyncio.gather(*map(score, prompts))
+        seconds = time.perf_counter() - began
+        return {"seconds": seconds, "bytes": sum(map(len, prompts)), "evaluations": tokens}
 
     async def _tokens(self, ids: list[int], case: Case) -> AsyncIterator[Sequence[int]]:
         from vllm import SamplingParams

@@ -120,6 +120,8 @@ class Report:
 
     def rows(self) -> list[Row]:
         """The goals, in the main run; of genlm-bytes to the end, how well extrapolations hold."""
+        if self.which == "scores":
+            return [row for row in self._scores() if row.value]
         if self.which == "peers":
             return [self._against_fit(key) for key in self._by_key if self._by_key[key][1]]
         if self.which != "main":
@@ -142,6 +144,42 @@ class Report:
             self._leaks("leaks-32x60"),
         ]
         return [row for row in rows if row.value]
+
+    def _scores(self) -> list[Row]:
+        one, many = "score-1x2000", "score-64x400"
+        rows = [
+            self._times(f"{what}: {label} tokenizations", goal, f"{case}-{label}")
+            for what, case, goals in (
+                ("2,000 bytes against the walk", f"bytelm/{one}", (8, 3)),
+                ("64 texts of 400 bytes against walks side by side", f"bytelm/{many}", (1.5, 1.5)),
+                ("1,000 continuations", "bytelm/continuations-1000x24", (None, None)),
+                ("the choices of 200 questions", "bytelm/choices-200x200", (None, None)),
+            )
+            for label, goal in zip(("canonical", "all"), goals, strict=True)
+        ]
+        exact = "bytelm/prefill-1x2000-exact"
+        rows.append(self._times("exact prefill of 2,000 bytes against the walk", 8, exact))
+        for label in ("canonical", "all"):
+            figure = f"2,000 bytes against genlm-bytes: {label} tokenizations"
+            rows.append(self._times(figure, None, f"bytelm/{one}-{label}", f"genlm/{one}"))
+        mine = self.median(f"bytelm/{one}-canonical", lambda figures: float(figures["seconds"]))
+        other = self.median(f"native/{one}", lambda figures: float(figures["seconds"]))
+        if mine is not None and other is not None:
+            figure, how = "2,000 bytes, canonical, as long as vLLM's prompt_logprobs", "seconds"
+            how = f"{mine:.2f} s against {other:.2f}"
+            rows.append(Row(figure, "≤ 8 ×", f"{mine / other:.3g} ×", mine / other <= 8, how))
+        return rows
+
+    def _times(self, figure: str, goal: float | None, key: str, other: str | None = None) -> Row:
+        """How many times as fast a case is as another, by default as its walk."""
+        other = other or f"{key}-walk"
+        mine, theirs = self.median(key, rate), self.median(other, rate)
+        if mine is None or theirs is None:
+            return Row(figure, "", "", None)
+        how = f"{mine:,.1f} bytes/s against {theirs:,.1f}"
+        how += " (extrapolated)" if self._is_extrapolated(other) else ""
+        met = None if goal is None else mine / theirs >= goal
+        return Row(figure, f"≥ {goal:g} ×" if goal else "", f"{mine / theirs:.3g} ×", met, how)
 
     def _ratio(self, figure: str, goal: float, ours: str, theirs: str, name: str) -> Row:
         of = evaluation_rate if name.startswith("rounds") else rate
@@ -248,8 +286,8 @@ class Report:
             "| --- | --: | --: | --: | --: | --: | --: | --: |",
         ]
         lines += [self._line(case, figures) for case, figures in self.measured.items() if figures]
-        name = FILES[self.which]
-        lines += ["", NOTES, "", f"![Bytes per second]({name}.png)", ""]
+        name, notes = FILES[self.which], SCORE_NOTES if self.which == "scores" else NOTES
+        lines += ["", notes, "", f"![Bytes per second]({name}.png)", ""]
         return "\n".join(lines)
 
     def _line(self, case: Case, figures: list[Figures]) -> str:
@@ -268,7 +306,7 @@ class Report:
 
         beam = (
             ""
-            if case.side == "native" or case.call in ("rounds", "leaks")
+            if case.side == "native" or self.which == "scores" or case.call in ("rounds", "leaks")
             else (f"{case.K}, {case.threshold:g}")
         )
         cells = [
@@ -426,11 +464,12 @@ SIDES = {
     "genlm": "genlm-bytes",
 }
 COLOURS = {"bytelm": "#1b6ca8", "http": "#7fb3d8", "native": "#555555", "genlm": "#d98a1f"}
-FILES = {"main": "bench", "peers": "bench_peers", "all": "bench_all"}
+FILES = {"main": "bench", "peers": "bench_peers", "all": "bench_all", "scores": "bench_scores"}
 TITLES = {
     "main": "bytelm against genlm-bytes and against the limit",
     "peers": "genlm-bytes to the end",
     "all": "bytelm in all sizes",
+    "scores": "Known texts in waves, beside their walk and others",
 }
 NOTES = """\
 Cases are named side/call-sessions×bytes of each prompt; 256 bytes are made after each, which EOS
@@ -438,3 +477,9 @@ never ends: no side may choose it, so that all sessions have the same work. Rate
 submission to the last byte, prefill included. Medians, with the least and the most of the
 repetitions; before each of them all caches were cleared, after one discarded warm-up on other
 prompts. Evaluations of `native` are tokens."""
+SCORE_NOTES = """\
+Cases are named side/call-texts×bytes of each-tokenizations, `walk` where the same work was done one
+evaluation after another, on the same engine. All with the server's default beam, genlm-bytes with
+K=5 and 0.05; `native` is vLLM's own prompt_logprobs of the canonical tokens, `continuations` of one
+context, `choices` four to each context. Medians, with the least and the most of the repetitions;
+before each of them all caches were cleared, after one discarded warm-up on other texts."""

@@ -11,6 +11,7 @@ from tests.benchmarks.bench_cases import (
     all_cases,
     main_cases,
     measure_all,
+    score_cases,
     timed,
 )
 from tests.benchmarks.bench_genlm import Clock, fit
@@ -30,7 +31,7 @@ def verdicts(measured):
 
 
 def test_every_case_has_a_name_of_its_own():
-    for cases in (main_cases(5, 0.01), all_cases()):
+    for cases in (main_cases(5, 0.01), all_cases(), score_cases()):
         assert len({case.key for case in cases}) == len(cases)
 
 
@@ -100,6 +101,19 @@ async def test_each_repetition_begins_with_empty_caches_after_one_warm_up():
     await measure_all(Side(), [case], lambda *report: reports.append(report))
     assert done == ["clear", (60, 24, 0), "clear", (2000, 256, 1), "clear", (2000, 256, 2)]
     assert reports == [(case, [figures(1, 1.0)] * 2)]
+
+
+def test_scores_are_judged_beside_their_walk():
+    measured = {
+        case: [figures(2000, 10.0 if case.label.endswith("walk") else 2.0, evaluations=1)]
+        for case in score_cases()
+    }
+    report = Report("scores", "a model", measured)
+    met = {row.figure: row.met for row in report.rows()}
+    assert met["2,000 bytes against the walk: canonical tokenizations"] is False  # 5 of 8
+    assert met["2,000 bytes against the walk: all tokenizations"] is True
+    assert met["2,000 bytes, canonical, as long as vLLM's prompt_logprobs"] is True
+    assert "5 ×" in report.table()
 
 
 def test_a_goal_is_judged_by_medians():
