@@ -85,6 +85,15 @@ HOSTILE: dict[str, Request] = {
         ON_BYTES + "/prefill", segments=[ENGLISH[:200], {"token": "<|im_end|>"}] * 3000
     ),
     "a long advance": call(ON_BYTES + "/advance", bytes="word " * 1600),
+    "a score of 60 kB of a session": call(
+        ON_BYTES + "/score", continuations=[ENGLISH[:60_000]], spans="words", top=3
+    ),
+    "scores of a thousand texts of a session": call(
+        ON_BYTES + "/score", continuations=[ENGLISH[:900]] * 1000, per_byte=True, advance=False
+    ),
+    "a score of token ids": call(
+        ON_TOKENS + "/score", continuations=["北" * 300_000], spans="words"
+    ),
     "a continuation of 60 kB": call(SCORE, context="a", continuations=[ENGLISH[:60_000]]),
     "a thousand continuations": call(
         SCORE, context="a", continuations=[f"{i} {ENGLISH[:900]}" for i in range(1000)]

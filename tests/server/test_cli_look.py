@@ -1,4 +1,4 @@
-"""``bytelm next``, ``compare``, ``score`` and ``sessions`` on a real server."""
+"""``bytelm next``, ``compare`` and ``sessions`` on a real server."""
 
 import base64
 import fcntl
@@ -11,14 +11,12 @@ import struct
 import subprocess
 import termios
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from bytelm_client import Client
 from bytelm_client.cli.look import BAR, bar, share_text
-from bytelm_client.cli.score import Piece, pieces
 from tests.server.commands import bytelm, command, one_line, output
 
 
@@ -138,99 +136,11 @@ def test_compare_puts_them_below_each_other_on_a_terminal(url: str) -> None:
     assert lines[2].startswith("byte by byte         he")
 
 
-# score
-
-
-@pytest.mark.parametrize(
-    ("size", "window", "stride"), [(1, 4, 2), (1000, 300, 150), (1000, 1000, 500), (2000, 300, 7)]
-)
-def test_pieces_cover_a_text_once_with_enough_before_them(
-    size: int, window: int, stride: int
-) -> None:
-    found = list(pieces(size, window, stride))
-    assert [p.start for p in found] == [0, *(p.end for p in found[:-1])]
-    assert found[-1].end == size
-    for piece in found:
-        assert piece.begin <= piece.start < piece.end <= piece.begin + window
-        assert piece.begin % stride == 0
-        assert piece.begin == 0 or piece.start - piece.begin >= window - stride
-
-
-def test_a_text_without_a_window_is_read_from_its_beginning() -> None:
-    assert list(pieces(300, None, None)) == [Piece(0, 0, 256), Piece(0, 256, 300)]
-
-
-TEXT = "the ant\nhello there\n\nand an é".encode()
+# sessions
 
 
 def rows(data: bytes) -> list[dict[str, Any]]:
     return [json.loads(line) for line in data.splitlines()]
-
-
-def test_score_gives_bits_of_each_line_and_of_all(url: str, client: Client, tmp_path: Path) -> None:
-    file = tmp_path / "text"
-    file.write_bytes(TEXT)
-    *lines, total = rows(output("score", str(file), "--url", url))
-    want = client.score("", TEXT, per_byte=True)
-    assert want.logprobs is not None
-    assert total["bits_per_byte"] == pytest.approx(want.bits_per_byte)
-    assert (total["bytes"], total["impossible"]) == (len(TEXT), 0)
-    assert [line["bytes"] for line in lines] == [8, 12, 1, 9]
-    assert lines[1]["bits"] == pytest.approx(-want.logprobs[8:20].sum() / math.log(2))
-    assert rows(output("score", "-", "--total", "--url", url, input=TEXT)) == [total]
-    assert "bits/byte" in on_terminal("score", str(file), "--url", url)
-
-
-def test_windows_give_each_byte_its_own_context(url: str, client: Client, tmp_path: Path) -> None:
-    file = tmp_path / "text"
-    file.write_bytes(TEXT)
-    flags = ["--window", "12", "--stride", "6", "--total"]
-    (total,) = rows(output("score", str(file), *flags, "--url", url))
-    bits = 0.0
-    for piece in pieces(len(TEXT), 12, 6):
-        before, text = TEXT[piece.begin : piece.start], TEXT[piece.start : piece.end]
-        bits -= client.score(before, text).logprob / math.log(2)
-    assert total["bits"] == pytest.approx(bits)
-
-
-def test_a_file_longer_than_the_context_is_scored_to_its_end(url: str, tmp_path: Path) -> None:
-    # 200 tokens fit, and no token of this text has more than one byte.
-    file = tmp_path / "text"
-    file.write_bytes(b"xyzzy" * 300)
-    (total,) = rows(output("score", str(file), "--total", "--url", url))
-    assert total["bytes"] == 1500
-    assert total["bits"] > 1500
-
-
-def test_no_byte_is_impossible_however_narrow_the_beam(url: str, tmp_path: Path) -> None:
-    file = tmp_path / "text"
-    file.write_bytes(b"hhething")
-    done = bytelm("score", str(file), "--K", "1", "--prune-threshold", "0.9", "--url", url)
-    total = rows(done.stdout)[-1]
-    assert total["impossible"] == 0
-    assert 0 < total["bits"] < 200
-
-
-def test_a_byte_that_cannot_be_spelled_is_named(start_stub: Any, tmp_path: Path) -> None:
-    file = tmp_path / "text"
-    file.write_bytes(b"he\0h")
-    done = bytelm("score", str(file), "--url", start_stub("--letters"))
-    assert "byte 0x00 at offset 2" in one_line(done, 2)
-
-
-def test_files_that_cannot_be_scored(url: str, tmp_path: Path) -> None:
-    assert "cannot be read: No such file" in one_line(
-        bytelm("score", str(tmp_path / "none"), "--url", url), 2
-    )
-    (tmp_path / "empty").touch()
-    assert "is empty" in one_line(bytelm("score", str(tmp_path / "empty"), "--url", url), 2)
-    file = tmp_path / "text"
-    file.write_bytes(TEXT)
-    flags = ["--window", "10", "--stride", "11"]
-    assert "--stride is at most" in one_line(bytelm("score", str(file), *flags, "--url", url), 2)
-
-
-# sessions
 
 
 def test_sessions_are_listed_shown_and_ended(url: str, client: Client) -> None:
@@ -256,25 +166,6 @@ def test_all_sessions_can_be_ended(start_stub: Any) -> None:
         done = bytelm("sessions", "delete", "--all", "--url", url)
         assert done.stderr == b"ended 45 sessions\n"
         assert list(client.sessions()) == []
-
-
-@pytest.mark.parametrize("columns", [40, 80, 200])
-@pytest.mark.parametrize(
-    "line", [b"the " * 500, b"x" * 79, "漢字".encode() * 100, b"\x1b[2J\a" * 50]
-)
-def test_score_shows_every_number_however_long_a_line_is(
-    url: str, tmp_path: Path, line: bytes, columns: int
-) -> None:
-    file = tmp_path / "text"
-    file.write_bytes(line[:600] + b"\nhe\n")
-    want = rows(output("score", str(file), "--url", url))
-    text = on_terminal("score", str(file), "--url", url, columns=columns)
-    table = text[text.index("line ") :].splitlines()
-    for row, shown in zip(want, table[1:4], strict=True):
-        numbers = [str(row["bytes"]), f"{row['bits']:.1f}", f"{row['bits_per_byte']:.3f}"]
-        assert shown.split()[1:4] == numbers
-    assert "…" in table[1]
-    assert all(char.isprintable() for char in "".join(table[:4]))
 
 
 def test_a_sessions_id_is_whole_on_a_narrow_terminal(url: str, client: Client) -> None:

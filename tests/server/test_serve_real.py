@@ -307,6 +307,24 @@ def test_a_score_is_the_chain_of_next_bytes(client: Client) -> None:
     assert paris.logprob > london.logprob
 
 
+def test_words_sum_to_the_score_which_a_session_gives_in_parts(client: Client) -> None:
+    context, text = "The capital of Fran", "ce is Paris. Berlin is in Germany."
+    beam: Beam = {"K": 3, "prune_threshold": 0.0}
+    scored = client.score(context, text, per_byte=True, spans="words", top=2, beam=beam)
+    assert scored.logprobs is not None
+    assert scored.spans is not None
+    assert scored.top is not None
+    assert [span.text for span in scored.spans[:3]] == ["ce", " is", " Paris."]
+    assert sum(span.logprob for span in scored.spans) == pytest.approx(scored.logprob)
+    assert scored.top[0] is not None
+    assert scored.top[0][0] == (b"c", scored.logprobs[0])
+    with client.session(context, beam=beam) as session:
+        parts = [session.score(part, per_byte=True) for part in (text[:7], text[7:])]
+        assert session.length == len(context + text)
+    found = np.concatenate([part.logprobs for part in parts if part.logprobs is not None])
+    assert np.allclose(found, scored.logprobs, atol=1e-4)
+
+
 def test_valid_utf8_decodes(client: Client) -> None:
     context = "Le café: é, 日本語, ".encode() + b"\xf0\x9f"
     results = client.sample(context, 24, n=4, seed=3, temperature=1.5, valid_utf8=True)

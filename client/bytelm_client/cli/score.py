@@ -1,57 +1,37 @@
-"""``bytelm score``: how many bits a model needs for a file, line by line.
+"""``bytelm score``: how many bits a model needs for a file, by lines or by words."""
 
-A file that is longer than the model's context is read through windows. A window begins at every
-``--stride`` bytes and is ``--window`` bytes long; each byte is scored in the first window that has
-it, so that all but the first bytes of the file have at least window − stride bytes before them. A
-window whose text has more tokens than the model takes loses its beginning.
-"""
-
-import asyncio
-import math
+import io
+import os
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator
+from contextlib import ExitStack, aclosing
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, Literal
 
+import numpy as np
 import typer
+from numpy.typing import NDArray
 
 from bytelm.errors import InputError
+from bytelm.spans import words as words_of
 from bytelm_client.cli import models
-from bytelm_client.cli.console import Count, one_line_errors, say, tables
-from bytelm_client.cli.texts import Json, Threshold, Width, beam_options, shown, write_json
-from bytelm_client.errors import InvalidRequest
+from bytelm_client.cli.console import Count, one_line_errors, say
+from bytelm_client.cli.files import check_apart, is_kept, writing
+from bytelm_client.cli.kept import Kept
+from bytelm_client.cli.parts import Cut, Parts
+from bytelm_client.cli.parts import lines as lines_of
+from bytelm_client.cli.reports import CsvReport, JsonReport, Kind, Report, TableReport, Total
+from bytelm_client.cli.source import Source
+from bytelm_client.cli.texts import Json, Threshold, Width, beam_options
+from bytelm_client.cli.windows import Windows, in_order, logprobs_of
 
 if TYPE_CHECKING:
     from bytelm_client import AsyncClient
 
-PIECE = 256
-"""Bytes that one call scores."""
-BYTES_PER_TOKEN = 2
-"""So many at least are in most texts; a window of more tokens than that is cut."""
-NATS_PER_BIT = math.log(2.0)
-
-
-@dataclass(frozen=True)
-class Piece:
-    """Bytes to score, and those before them that the model sees."""
-
-    begin: int
-    start: int
-    end: int
-
-
-def pieces(size: int, window: int | None, stride: int | None) -> Iterator[Piece]:
-    """A text of ``size`` bytes in pieces, each with the beginning of its window."""
-    window = window or size
-    stride = stride or window
-    begin, start = 0, 0
-    while start < size:
-        while start >= begin + window:
-            begin += stride
-        end = min(start + PIECE, begin + window, size)
-        yield Piece(begin, start, end)
-        start = end
+CUTS: dict[Kind, Cut] = {"lines": lines_of, "words": words_of}
+BLOCK = 1 << 16
+"""Bytes whose scores are read at once where they are kept."""
 
 
 def score(
@@ -71,157 +51,164 @@ def score(
         ),
     ] = None,
     lines: Annotated[bool, typer.Option("--lines/--total", help="Each line, or all only.")] = True,
+    words: Annotated[bool, typer.Option("--words", help="Each word instead.")] = False,
     json: Json = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Write CSV.")] = False,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            help="Where to write, as CSV if it is called .csv; what is scored is kept in a file "
+            "beside it, from which the same command goes on after it was stopped.",
+            allow_dash=True,
+        ),
+    ] = None,
     width: Width = None,
     threshold: Threshold = None,
+    tokenizations: Annotated[
+        Literal["all", "canonical"] | None,
+        typer.Option(
+            "--tokenizations",
+            help="What is summed over; canonical is faster; default: the server's.",
+        ),
+    ] = None,
     concurrency: Annotated[
-        int, typer.Option("--concurrency", min=1, help="Pieces at the same time.")
+        int, typer.Option("--concurrency", min=1, help="Pieces of windows at the same time.")
     ] = 8,
     url: models.Url = None,
     api_key: models.ApiKey = None,
     model: models.Model = "default",
 ) -> None:
-    """Write the bits per byte that a model needs for a file: of each line, and of all.
+    """Write the bits that a model needs for a file: for each line or word, and for all.
 
     A file longer than the model's context is read through windows that overlap: one begins at every
     stride, and each byte is scored in the first window that has it.
     """
     with one_line_errors():
-        name = "stdin" if str(file) == "-" else str(file)
-        try:
-            data = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
-        except OSError as error:
-            raise InputError(f"{name} cannot be read: {error.strerror}") from None
-        if not data:
-            raise InputError(f"{name} is empty")
+        if words and not lines:
+            raise InputError("--words and --total exclude each other")
+        if json and as_csv:
+            raise InputError("--json and --csv exclude each other")
         options: Any = beam_options(width, threshold)
+        if tokenizations is not None:
+            options = {"beam": {**options.get("beam", {}), "tokenizations": tokenizations}}
         where = models.Where.given(url, api_key, model)
-    as_json = json or not sys.stdout.isatty()
-
-    async def work(client: "AsyncClient") -> None:
-        span, step = await _windows(client, window, stride)
-        logprobs = await Scoring(client, data, options).run(span, step, concurrency)
-        _report(data, logprobs, lines, as_json)
-
-    models.run(where, work)
-
-
-async def _windows(
-    client: "AsyncClient", window: int | None, stride: int | None
-) -> tuple[int | None, int | None]:
-    """Window and stride, by the server's limits where they are not given."""
-    limits = (await client.models())[0].limits
-    most = limits.get("context_bytes")
-    if window is None and limits["context_tokens"] is not None:
-        window = BYTES_PER_TOKEN * limits["context_tokens"]
-    if most is not None:
-        window = min(window or most, most)
-    if window is not None and stride is not None and stride > window:
-        raise InputError(f"--stride is at most the window, {window} bytes, not {stride}")
-    return window, stride or (None if window is None else max(1, window // 2))
+        kind: Kind = "words" if words else "lines" if lines else "total"
+        if as_csv or (output is not None and output.suffix == ".csv" and not json):
+            report: type[Report] = CsvReport
+        elif output is not None or json or not sys.stdout.isatty():
+            report = JsonReport
+        else:
+            report = TableReport
+        with ExitStack() as files:
+            source = files.enter_context(Source.opened(file))
+            sink, kept = _opened(files, source, output)
+            run = Run(source, kept, options, concurrency)
+            models.run(where, lambda client: run.report(client, window, stride, sink, report, kind))
 
 
-class Scoring:
-    """Scores a text piece by piece, each after what its window has before it."""
+def _opened(files: ExitStack, source: Source, output: Path | None) -> tuple[BinaryIO, Kept | None]:
+    """Where to write, and the scores that are kept beside it, if they can be."""
+    if output is None:
+        return sys.stdout.buffer, None
+    sink = files.enter_context(os.fdopen(writing(output), "wb"))
+    if not is_kept(sink.fileno(), output):
+        return sink, None
+    check_apart(source.file, sink.fileno(), output)
+    return sink, files.enter_context(Kept.opened(output))
 
-    def __init__(self, client: "AsyncClient", data: bytes, options: dict[str, Any]) -> None:
-        self._client = client
-        self._data = data
+
+class Run:
+    """Scores a file, and tells of it.
+
+    Args:
+        source: the file.
+        kept: where scores are kept; None where nowhere.
+        options: the call's.
+        concurrency: how many calls are under way at most.
+    """
+
+    def __init__(
+        self, source: Source, kept: Kept | None, options: dict[str, Any], concurrency: int
+    ) -> None:
+        self._source = source
+        self._kept = kept
         self._options = options
-        self._logprobs = [0.0] * len(data)
+        self._concurrency = concurrency
 
-    async def run(self, window: int | None, stride: int | None, concurrency: int) -> list[float]:
-        """The log-probability of each byte."""
-        todo = pieces(len(self._data), window, stride)
-        with Count("scoring", len(self._data), "bytes") as count:
-
-            async def worker() -> None:
-                for piece in todo:
-                    await self._piece(piece)
-                    count.add(piece.end - piece.start)
-
-            try:
-                async with asyncio.TaskGroup() as group:
-                    for _ in range(concurrency):
-                        group.create_task(worker())
-            except BaseExceptionGroup as errors:
-                raise errors.exceptions[0] from None
-        return self._logprobs
-
-    async def _piece(self, piece: Piece) -> None:
-        begin, start, size = piece.begin, piece.start, PIECE
-        while start < piece.end:
-            context, text = self._data[begin:start], self._data[start : piece.end][:size]
-            try:
-                told = await self._client.score(context, text, per_byte=True, **self._options)
-            except InvalidRequest as error:
-                if error.code != "context_too_long" or len(context) + len(text) < 2:
-                    raise
-                # More tokens than the model takes: the window loses half of its beginning; where
-                # there is none, fewer bytes are scored at a time.
-                begin += (len(context) + 1) // 2
-                size = size if context else max(1, len(text) // 2)
-                continue
-            assert told.logprobs is not None
-            for b in told.logprobs:
-                self._logprobs[start] = float(b)
-                start += 1
-                if not b > -math.inf:
-                    # Nothing was followed behind it: go on as if it had been there all along.
-                    break
-
-
-def _report(data: bytes, logprobs: list[float], lines: bool, as_json: bool) -> None:
-    rows = _rows(data, logprobs)
-    total = _bits(logprobs)
-    finite = [x for x in logprobs if x > -math.inf]
-    impossible = len(logprobs) - len(finite)
-    if as_json:
-        for number, line, bits in rows if lines else ():
-            write_json({"line": number, **_numbers(bits, len(line))})
-        write_json({"total": True, **_numbers(total, len(data)), "impossible": impossible})
-    else:
-        from rich.table import Table
-        from rich.text import Text
-
-        console = tables()
-        table = Table("line", "bytes", "bits", "bits/byte", "", box=None, pad_edge=False)
-        for column in table.columns[:4]:
-            # The text alone gives way where a line has no room.
-            column.justify, column.no_wrap = "right", True
-        for number, line, bits in rows if lines else ():
-            begun = shown(line.rstrip(b"\n")[: 4 * console.width])
-            text = Text(begun, style="dim", no_wrap=True, overflow="ellipsis")
-            table.add_row(
-                str(number), str(len(line)), f"{bits:.1f}", f"{bits / len(line):.3f}", text
+    async def report(
+        self,
+        client: "AsyncClient",
+        window: int | None,
+        stride: int | None,
+        sink: BinaryIO,
+        of: type[Report],
+        kind: Kind,
+    ) -> None:
+        """Score what is not kept yet, and write the report of all."""
+        model, size, kept = (await client.models())[0], self._source.size, self._kept
+        windows = Windows.of(model.limits, window, stride)
+        if kept is not None:
+            known = {
+                "file": self._source.digest(),
+                "model": model.fingerprint,
+                "window": [windows.window, windows.stride, windows.piece],
+                "beam": self._options.get("beam", {}),
+            }
+            kept.go_on(known, size)
+            if kept.count:
+                say(f"{kept.count} of {size} bytes are scored already")
+            # All that was written is written again, from what is kept.
+            sink.truncate(0)
+        # Rows and a moving bar cannot share a terminal.
+        waiting = io.BytesIO() if sink.isatty() else None
+        rows = sink if waiting is None else waiting
+        report, total = of(rows, kind), Total()
+        parts = None if kind == "total" else Parts(CUTS[kind])
+        try:
+            with Count("scoring", size, "bytes", 0 if kept is None else kept.count) as count:
+                async with aclosing(self._scored(client, windows, count)) as pieces:
+                    async for data, logprobs in pieces:
+                        total.add(logprobs)
+                        if parts is not None:
+                            for part in parts.take(data, logprobs, last=total.bytes == size):
+                                report.part(part)
+                        rows.flush()
+        except BaseException:
+            if kept is not None:
+                say(
+                    f"stopped with {kept.count} of {size} bytes scored; the same command goes on "
+                    "from there"
+                )
+            raise
+        report.end(total)
+        if waiting is not None:
+            sink.write(waiting.getvalue())
+        sink.flush()
+        if total.impossible:
+            say(
+                f"{total.impossible} bytes have no probability, since the vocabulary cannot spell "
+                f"some of the text; without them it is {total.without:.3f} bits/byte"
             )
-        table.add_row("all", str(len(data)), f"{total:.1f}", f"{total / len(data):.3f}")
-        console.print(table)
-    if impossible:
-        rest = _bits(finite) / max(len(finite), 1)
-        say(
-            f"{impossible} bytes have no probability, since the vocabulary cannot spell some of "
-            f"the text; without them it is {rest:.3f} bits/byte"
-        )
 
-
-def _rows(data: bytes, logprobs: list[float]) -> list[tuple[int, bytes, float]]:
-    rows = []
-    start = 0
-    for number, line in enumerate(data.splitlines(keepends=True), 1):
-        rows.append((number, line, _bits(logprobs[start : start + len(line)])))
-        start += len(line)
-    return rows
-
-
-def _bits(logprobs: list[float]) -> float:
-    return -math.fsum(logprobs) / NATS_PER_BIT + 0.0
-
-
-def _numbers(bits: float, size: int) -> dict[str, Any]:
-    known = math.isfinite(bits)
-    return {
-        "bytes": size,
-        "bits": bits if known else None,
-        "bits_per_byte": bits / size if known else None,
-    }
+    async def _scored(
+        self, client: "AsyncClient", windows: Windows, count: Count
+    ) -> AsyncGenerator[tuple[bytes, NDArray[np.float64]], None]:
+        """The text and its log-probabilities, in order: first what is kept."""
+        source, kept = self._source, self._kept
+        at = 0
+        while kept is not None and at < kept.count:
+            end = min(at + BLOCK, kept.count)
+            yield source.read(at, end), kept.read(at, end)
+            at = end
+        todo = (piece for piece in windows.pieces(source.size) if piece.end > at)
+        work = partial(logprobs_of, client, source, self._options)
+        async with aclosing(in_order(work, todo, self._concurrency)) as results:
+            async for piece, logprobs in results:
+                # Of the first one a killed run may have kept some.
+                logprobs = logprobs[at - piece.start :]
+                if kept is not None:
+                    kept.add(logprobs)
+                yield source.read(at, piece.end), logprobs
+                count.add(len(logprobs))
+                at = piece.end
