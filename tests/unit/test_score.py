@@ -67,6 +67,16 @@ async def test_with_an_unlimited_beam_a_score_is_the_exact_probability(context, 
 
 
 @slow
+@given(texts, texts, st.tuples(st.integers(0, 5), st.integers(0, 5)))
+async def test_a_span_has_the_ratio_of_exact_probabilities(context, text, places):
+    start, end = sorted(min(place, len(text)) for place in places)
+    have = await score(await after(context, BeamParams(K=None)), text)
+    brute = BruteForce(StubLM(VOCAB).row, VOCAB)
+    want = brute.prefix(context + text[:end]) / brute.prefix(context + text[:start])
+    assert math.exp(have.of_span(start, end)) == pytest.approx(want, rel=1e-6)
+
+
+@slow
 @given(texts, st.lists(texts, max_size=6), beams, st.booleans(), st.integers(1, 3))
 async def test_several_scores_are_those_of_each_alone(context, several, params, eos, concurrency):
     """Equal ones, beginnings of one another and empty ones too."""
