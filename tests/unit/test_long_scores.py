@@ -18,7 +18,7 @@ from bytelm.spans import words
 from bytelm_client.cli.kept import Kept
 from bytelm_client.cli.parts import Cut, Part, Parts, lines
 from bytelm_client.cli.reports import JsonReport
-from bytelm_client.cli.score import Run
+from bytelm_client.cli.scoring import Run
 from bytelm_client.cli.source import Source
 from bytelm_client.cli.windows import Piece, Windows, in_order
 
