@@ -19,6 +19,16 @@ def _session(version: int, length: int, n_calls: int) -> dict[str, Any]:
     }
 
 
+def _span(start: int, text: str, base64: str, logprob: float, bits: float) -> dict[str, Any]:
+    return {
+        "start": start,
+        "end": start + len(text),
+        "bytes": {"text": text, "base64": base64},
+        "logprob": logprob,
+        "bits": bits,
+    }
+
+
 CREATE = {
     "byte": call("Byte by byte", {"context": "The capital of Fran"}),
     "empty": call("At the beginning of a text, for an hour", {"ttl": 3600}),
@@ -110,9 +120,19 @@ SCORE = {
 SCORE_ANSWER = answer(
     "A score for each continuation, and what the session is then.",
     {
-        "results": [{"logprob": -0.0086, "bits_per_byte": 0.0062}],
-        "usage": usage(2, 0, 0, 0, 0),
-        "session": _session(2, 21, 5),
+        "results": [
+            {
+                "logprob": -2.4559,
+                "bits_per_byte": 0.2953,
+                "spans": [
+                    _span(0, "ce", "Y2U=", -0.0172, 0.0248),
+                    _span(2, " is", "IGlz", -1.6714, 2.4114),
+                    _span(5, " Paris.", "IFBhcmlzLg==", -0.7672, 1.1069),
+                ],
+            }
+        ],
+        "usage": usage(12, 0, 6, 6, 30),
+        "session": _session(2, 31, 21),
     },
 )
 ROWS = {

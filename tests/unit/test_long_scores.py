@@ -21,6 +21,7 @@ from bytelm_client.cli.reports import JsonReport
 from bytelm_client.cli.scoring import Run
 from bytelm_client.cli.source import Source
 from bytelm_client.cli.windows import Piece, Windows, in_order
+from bytelm_client.errors import TookTooLong
 
 
 class Fake:
@@ -28,6 +29,7 @@ class Fake:
 
     def __init__(self) -> None:
         self.under_way = self.most = self.bytes = 0
+        self.longest = 10_000
 
     async def models(self) -> list[Any]:
         limits = {"context_tokens": 1000}
@@ -39,6 +41,8 @@ class Fake:
         for _ in range(random.randrange(3)):
             await asyncio.sleep(0)
         self.under_way -= 1
+        if len(text) > self.longest:
+            raise TookTooLong("too long", status=504, type="timeout", code="deadline_passed")
         self.bytes += len(text)
         return SimpleNamespace(logprobs=-np.frombuffer(text, np.uint8).astype(np.float64))
 
@@ -78,17 +82,30 @@ async def test_what_is_kept_is_not_scored_again(tmp_path: Path) -> None:
     await report(Fake(), file, whole)
     with Source.opened(file) as source:
         digest = source.digest()
-    of = {"file": digest, "model": "fake", "window": [2000, 1000, 1024], "beam": {}}
+    of = {"file": digest, "model": "fake", "window": [2000, 1000, 4096], "beam": {}}
     with Kept.opened(tmp_path / "out") as kept:
         kept.go_on(of, 10200)
-        kept.add(-np.frombuffer(file.read_bytes()[:1700], np.uint8).astype(np.float64))
+        kept.add(-np.frombuffer(file.read_bytes()[:2700], np.uint8).astype(np.float64))
     client, rows = Fake(), io.BytesIO()
     with Kept.opened(tmp_path / "out") as kept:
         await report(client, file, rows, kept)
         assert kept.count == 10200
     # The piece that was kept in part is scored as a whole, so that its numbers are the same.
-    assert client.bytes == 10200 - 1024
+    assert client.bytes == 10200 - 2000
     assert rows.getvalue() == whole.getvalue()
+
+
+async def test_what_takes_too_long_is_scored_in_smaller_pieces(tmp_path: Path) -> None:
+    file, whole, halved = tmp_path / "text", io.BytesIO(), io.BytesIO()
+    file.write_bytes(bytes(range(1, 256)) * 10)
+    await report(Fake(), file, whole)
+    client = Fake()
+    client.longest = 300
+    await report(client, file, halved)
+    assert halved.getvalue() == whole.getvalue()
+    client.longest = 0
+    with pytest.raises(TookTooLong):
+        await report(client, file, halved)
 
 
 async def test_results_come_in_order_and_wait_for_no_more_than_are_under_way() -> None:

@@ -52,8 +52,8 @@ def score(
         ),
     ] = None,
     concurrency: Annotated[
-        int, typer.Option("--concurrency", min=1, help="Pieces of windows at the same time.")
-    ] = 8,
+        int, typer.Option("--concurrency", min=1, help="Windows at the same time.")
+    ] = 4,
     url: models.Url = None,
     api_key: models.ApiKey = None,
     model: models.Model = "default",

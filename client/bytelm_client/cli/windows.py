@@ -18,15 +18,15 @@ from numpy.typing import NDArray
 
 from bytelm.errors import InputError
 from bytelm_client.cli.source import Source
-from bytelm_client.errors import InvalidRequest
+from bytelm_client.errors import InvalidRequest, TookTooLong
 
 if TYPE_CHECKING:
     from bytelm_client import AsyncClient
 
 T = TypeVar("T")
 
-PIECE = 1024
-"""Bytes that one call scores at most."""
+PIECE = 4096
+"""Bytes that one call scores at most: the whole of most windows, whose context is read for each."""
 BYTES_PER_TOKEN = 2
 """So many at least are in most texts; a window of more tokens than that is cut."""
 
@@ -96,7 +96,13 @@ async def logprobs_of(
         context = source.read(begin, start)
         text = source.read(start, min(start + size, piece.end))
         try:
-            told = await client.score(context, text, per_byte=True, **options)
+            # How long a call may take is the server's to say.
+            told = await client.score(context, text, per_byte=True, timeout=None, **options)
+        except TookTooLong:
+            if len(text) < 2:
+                raise
+            size = len(text) // 2
+            continue
         except InvalidRequest as error:
             if error.code != "context_too_long" or len(context) + len(text) < 2:
                 raise
