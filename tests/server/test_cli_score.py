@@ -165,6 +165,11 @@ def test_each_word_has_its_surprisal(url: str, client: Client, tmp_path: Path) -
     assert (again.stdout, again.stderr) == (done.stdout, done.stderr)
 
 
+def test_csv_has_no_nul(url: str) -> None:
+    found = read_csv(output("score", "-", "--words", "--csv", "--url", url, input=b"a\0b \0"))
+    assert [row["word"] for row in found] == ["a\\x00b", " \\x00"]
+
+
 def test_words_as_json_have_their_bytes(url: str, client: Client) -> None:
     *found, total = rows(output("score", "-", "--words", "--url", url, input=WORDY))
     spans = client.score("", WORDY, spans="words").spans

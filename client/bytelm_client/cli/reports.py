@@ -1,7 +1,8 @@
 r"""What ``bytelm score`` writes: of each part of a text, and of all of it.
 
-In CSV a word that is no UTF-8 has ``\xNN`` for such bytes; where it stands is in ``start`` and
-``end``. Words are quoted, since they begin with white space; what is not finite is ``inf``.
+In CSV a word that is no UTF-8 has ``\xNN`` for such bytes, and for NUL, which many readers do not
+take; where it stands is in ``start`` and ``end``. Words are quoted, since they begin with white
+space; what is not finite is ``inf``.
 """
 
 import codecs
@@ -116,7 +117,7 @@ class CsvReport(Report):
     def part(self, part: Part) -> None:
         """See ``Report``."""
         if self.kind == "words":
-            word = part.data.decode(errors="backslashreplace")
+            word = part.data.decode(errors="backslashreplace").replace("\0", "\\x00")
             self._rows.writerow([word, part.start, part.end, part.bits, part.logprob])
         else:
             self._rows.writerow([part.number, *_numbers(part.bits, len(part.data)).values()])
