@@ -20,6 +20,7 @@ from bytelm_client.cli.console import OUTPUT_CLOSED, leave, output_failed, ready
 from bytelm_client.cli.generate import greedy, sample
 from bytelm_client.cli.keys import keys
 from bytelm_client.cli.look import compare, next_bytes
+from bytelm_client.cli.rows import rows
 from bytelm_client.cli.score import score
 from bytelm_client.cli.serve import serve
 from bytelm_client.cli.sessions import sessions
@@ -36,7 +37,7 @@ app = typer.Typer(
 for command in (serve, greedy, sample):
     app.command()(command)
 app.command("next")(next_bytes)
-for command in (score, compare, bench, size, doctor):
+for command in (score, rows, compare, bench, size, doctor):
     app.command()(command)
 app.add_typer(sessions, name="sessions")
 app.add_typer(keys, name="keys")

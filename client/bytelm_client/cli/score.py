@@ -3,32 +3,28 @@
 import sys
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated
 
 import typer
 
 from bytelm.errors import InputError
 from bytelm_client.cli import models
 from bytelm_client.cli.console import one_line_errors
-from bytelm_client.cli.texts import Json, Threshold, Width, beam_options
+from bytelm_client.cli.texts import (
+    Json,
+    Stride,
+    Threshold,
+    Tokenizations,
+    Width,
+    Window,
+    beam_options,
+)
 
 
 def score(
     file: Annotated[Path, typer.Argument(help="The file; - reads stdin.", allow_dash=True)],
-    window: Annotated[
-        int | None,
-        typer.Option(
-            "--window",
-            min=2,
-            help="Bytes of a window; default: twice the model's longest context in tokens.",
-        ),
-    ] = None,
-    stride: Annotated[
-        int | None,
-        typer.Option(
-            "--stride", min=1, help="Bytes between windows' beginnings; default: half a window."
-        ),
-    ] = None,
+    window: Window = None,
+    stride: Stride = None,
     lines: Annotated[bool, typer.Option("--lines/--total", help="Each line, or all only.")] = True,
     words: Annotated[bool, typer.Option("--words", help="Each word instead.")] = False,
     json: Json = False,
@@ -44,13 +40,7 @@ def score(
     ] = None,
     width: Width = None,
     threshold: Threshold = None,
-    tokenizations: Annotated[
-        Literal["all", "canonical"] | None,
-        typer.Option(
-            "--tokenizations",
-            help="What is summed over; canonical is faster; default: the server's.",
-        ),
-    ] = None,
+    tokenizations: Tokenizations = None,
     concurrency: Annotated[
         int, typer.Option("--concurrency", min=1, help="Windows at the same time.")
     ] = 4,
@@ -68,9 +58,7 @@ def score(
             raise InputError("--words and --total exclude each other")
         if json and as_csv:
             raise InputError("--json and --csv exclude each other")
-        options: Any = beam_options(width, threshold)
-        if tokenizations is not None:
-            options = {"beam": {**options.get("beam", {}), "tokenizations": tokenizations}}
+        options = beam_options(width, threshold, tokenizations=tokenizations)
         where = models.Where.given(url, api_key, model)
         from bytelm_client.cli.reports import CsvReport, JsonReport, Kind, Report, TableReport
         from bytelm_client.cli.scoring import Run, opened

@@ -4,7 +4,7 @@ import base64
 import json
 import os
 import sys
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -33,6 +33,27 @@ Threshold = Annotated[
         "--prune-threshold",
         callback=finite,
         help="Prune threshold of the beam; default: the server's.",
+    ),
+]
+Tokenizations = Annotated[
+    Literal["all", "canonical"] | None,
+    typer.Option(
+        "--tokenizations",
+        help="What is summed over; canonical is faster; default: the server's.",
+    ),
+]
+Window = Annotated[
+    int | None,
+    typer.Option(
+        "--window",
+        min=2,
+        help="Bytes of a window; default: twice the model's longest context in tokens.",
+    ),
+]
+Stride = Annotated[
+    int | None,
+    typer.Option(
+        "--stride", min=1, help="Bytes between windows' beginnings; default: half a window."
     ),
 ]
 Exact = Annotated[bool, typer.Option("--exact", help="Follow the beam through all of the prompt.")]
@@ -68,7 +89,12 @@ def context_of(data: bytes, chat: bool) -> "Context":
         raise InputError(f"a message of a chat is UTF-8 text: {error}") from None
 
 
-def beam_options(width: str | None, threshold: float | None, exact: bool = False) -> dict[str, Any]:
+def beam_options(
+    width: str | None,
+    threshold: float | None,
+    exact: bool = False,
+    tokenizations: Literal["all", "canonical"] | None = None,
+) -> dict[str, Any]:
     """What the flags say of the beam and the way to it.
 
     Raises:
@@ -81,6 +107,8 @@ def beam_options(width: str | None, threshold: float | None, exact: bool = False
         beam["K"] = None if width == "none" else int(width)
     if threshold is not None:
         beam["prune_threshold"] = threshold
+    if tokenizations is not None:
+        beam["tokenizations"] = tokenizations
     options: dict[str, Any] = {"beam": beam} if beam else {}
     return {**options, "prefill": "exact"} if exact else options
 

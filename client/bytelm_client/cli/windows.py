@@ -1,4 +1,4 @@
-"""A long text through windows: what is scored by one call, and what it has before it.
+"""A long text through windows: what is read by one call, and what it has before it.
 
 A window begins at every ``stride`` bytes and is ``window`` bytes long; each byte is scored in the
 first window that has it, so that all but the first bytes of the text have at least window − stride
@@ -25,8 +25,11 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+Ask = Callable[[bytes, bytes], Awaitable[int]]
+"""From the bytes before a text, and the text, to how many bytes of it are done with."""
+
 PIECE = 4096
-"""Bytes that one call scores at most: the whole of most windows, whose context is read for each."""
+"""Bytes that one call reads at most: the whole of most windows, whose context is read for each."""
 BYTES_PER_TOKEN = 2
 """So many at least are in most texts; a window of more tokens than that is cut."""
 
@@ -90,34 +93,45 @@ async def logprobs_of(
     client: "AsyncClient", source: Source, options: dict[str, Any], piece: Piece
 ) -> NDArray[np.float64]:
     """The log-probability of each byte of a piece."""
-    begin, start, size = piece.begin, piece.start, piece.end - piece.start
-    found = np.zeros(size)
-    while start < piece.end:
-        context = source.read(begin, start)
-        text = source.read(start, min(start + size, piece.end))
-        try:
-            # How long a call may take is the server's to say.
-            told = await client.score(context, text, per_byte=True, timeout=None, **options)
-        except TookTooLong:
-            if len(text) < 2:
-                raise
-            size = len(text) // 2
-            continue
-        except InvalidRequest as error:
-            if error.code != "context_too_long" or len(context) + len(text) < 2:
-                raise
-            # More tokens than the model takes: the window loses half of its beginning; where there
-            # is none, fewer bytes are scored at a time.
-            begin += (len(context) + 1) // 2
-            size = size if context else max(1, len(text) // 2)
-            continue
+    found: list[NDArray[np.float64]] = []
+
+    async def score(context: bytes, text: bytes) -> int:
+        # How long a call may take is the server's to say.
+        told = await client.score(context, text, per_byte=True, timeout=None, **options)
         assert told.logprobs is not None
         impossible = np.isneginf(told.logprobs)
         # Nothing was followed behind such a byte: go on as if it had been there all along.
         count = int(impossible.argmax()) + 1 if impossible.any() else len(text)
-        found[start - piece.start : start - piece.start + count] = told.logprobs[:count]
-        start += count
-    return found
+        found.append(told.logprobs[:count])
+        return count
+
+    await through(source, piece, score)
+    return np.concatenate(found)
+
+
+async def through(source: Source, piece: Piece, ask: Ask) -> None:
+    """Asks about all bytes of a piece, in order; once, if they fit into the model.
+
+    Raises:
+        InvalidRequest: what ``ask`` raises, unless less at a time or less before it would do.
+    """
+    begin, start, size = piece.begin, piece.start, piece.end - piece.start
+    while start < piece.end:
+        context = source.read(begin, start)
+        text = source.read(start, min(start + size, piece.end))
+        try:
+            start += await ask(context, text)
+        except TookTooLong:
+            if len(text) < 2:
+                raise
+            size = len(text) // 2
+        except InvalidRequest as error:
+            if error.code != "context_too_long" or len(context) + len(text) < 2:
+                raise
+            # More tokens than the model takes: the window loses half of its beginning; where there
+            # is none, fewer bytes are asked about at a time.
+            begin += (len(context) + 1) // 2
+            size = size if context else max(1, len(text) // 2)
 
 
 async def in_order(
