@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable, Coroutine, Iterable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -63,7 +64,7 @@ class Score:
 async def score(
     state: StatefulByteLM, continuation: bytes | Iterable[int], *, eos: bool = False
 ) -> Score:
-    """How likely ``continuation`` is after ``state``.
+    """How likely ``continuation`` is after ``state``, which reads it in its own way (``rows``).
 
     Args:
         state: what comes before.
@@ -76,8 +77,21 @@ async def score(
         ContextTooLong: when the bytes do not fit into the model.
         EmptyBeam: when pruning took what a byte's probability came from, and healing fails.
     """
-    (only,) = await score_all(state, [checked_bytes(continuation)], eos=eos)
-    return only
+    text = checked_bytes(continuation)
+    await state.check_room(text)
+    logprobs, end = np.full(len(text), -math.inf), -math.inf
+    if text or eos:
+        async with aclosing(state.rows(text if eos else text[:-1])) as rows:
+            place = 0
+            async for q in rows:
+                if place == len(text):
+                    end = float(q.ps[EOS])
+                    break
+                logprobs[place] = q.ps[text[place]]
+                if logprobs[place] == -math.inf:
+                    break
+                place += 1
+    return Score(logprobs, end if eos else None)
 
 
 async def score_all(

@@ -147,7 +147,11 @@ async def test_it_is_the_local_state(client: AsyncClient, lm: Any) -> None:
         local, remote = await (local.prune() << b), await (remote.prune() << b)
     assert remote.context == b"the ant"
     assert await remote.greedy(b"hello", 9) == await local.greedy(b"hello", 9)
-    assert (await score(remote, b"heth")).logprob == (await score(local, b"heth")).logprob
+    for text in (b"heth", b""):
+        there, here = await score(remote, text, eos=True), await score(local, text, eos=True)
+        # As rows come, in float32.
+        assert np.allclose(there.logprobs, here.logprobs, rtol=1e-6)
+        assert there.eos == pytest.approx(here.eos, rel=1e-6)
     prefilled = await (await RemoteByteLM.initial(client)).prefill(b"the ant ")
     want = await (await ByteBeamState.initial(lm, local.params)).prefill(b"the ant ")
     assert np.array_equal((await prefilled.logp_next()).ps, (await want.logp_next()).ps)

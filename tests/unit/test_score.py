@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bytelm.beam import BeamParams, ByteBeamState
+from bytelm.ensemble import Ensemble
 from bytelm.errors import ByteError, ContextTooLong, InputError, Terminated
-from bytelm.logprobs import EOS
+from bytelm.logprobs import EOS, LazyByteProbs
 from bytelm.score import score, score_all
 from bytelm.testing import BruteForce, StubLM
 from bytelm.vocab import ByteVocab
@@ -89,6 +90,33 @@ async def test_several_scores_are_those_of_each_alone(context, several, params, 
         assert have.eos == alone.eos
 
 
+class Known(Ensemble):
+    """A byte LM that knows what comes, and cannot walk."""
+
+    def __init__(self, asked: list[bytes]) -> None:
+        self.asked = asked
+
+    async def rows(self, bs):
+        self.asked.append(bytes(bs))
+        for place in range(len(bs) + 1):
+            ps = np.full(258, -math.inf)
+            ps[b"abc"[place]], ps[EOS] = -1.0 - place, -5.0
+            yield LazyByteProbs(ps)
+
+
+async def test_one_score_is_read_from_the_states_own_rows():
+    asked: list[bytes] = []
+    with_end = await score(Known(asked), b"ab", eos=True)
+    assert (with_end.logprobs.tolist(), with_end.eos) == ([-1.0, -2.0], -5.0)
+    assert (await score(Known(asked), b"ab")).logprobs.tolist() == [-1.0, -2.0]
+    impossible = await score(Known(asked), b"acb", eos=True)
+    assert impossible.logprobs.tolist() == [-1.0, -math.inf, -math.inf]
+    assert impossible.eos == -math.inf
+    assert (await score(Known(asked), b"")).logprob == 0
+    # No row is asked for that nobody reads.
+    assert asked == [b"ab", b"a", b"acb"]
+
+
 async def test_common_beginnings_are_evaluated_once():
     lm = StubLM(VOCAB)
     state = await after(b"ab", BeamParams(K=None), lm)
@@ -147,7 +175,7 @@ async def test_an_impossible_byte_ends_the_evaluations():
 async def test_bytes_that_do_not_fit_into_the_model_are_refused():
     lm = StubLM(VOCAB, max_context_tokens=4)
     state = await after(b"ab", BeamParams(K=1), lm)
-    with pytest.raises(ContextTooLong, match=r"after \d+ bytes of the continuation"):
+    with pytest.raises(ContextTooLong, match=r"the model is full after \d+ bytes"):
         await score(state, b"cbacbacbacba")
 
 
