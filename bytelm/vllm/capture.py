@@ -26,7 +26,8 @@ from vllm.v1.worker.gpu.sample.logits_processor.interface import (
     LogitsProcessor as LogitsProcessorV2,
 )
 
-from bytelm.vllm.slots import ROW_START, SlotsAddress, attach
+from bytelm.vllm.row_maker import RowMaker
+from bytelm.vllm.slots import SlotsAddress, attach
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
@@ -35,6 +36,10 @@ if TYPE_CHECKING:
         LogitsContext,
         LogitsProcRequestState,
     )
+
+CPU_ROWS, DEVICE_ROWS = 4, 32
+"""How many rows are made together: what fits into a core's cache; what a GPU is busy with, and has
+memory for."""
 
 KEY = "bytelm_row"
 BANNED_KEY = "bytelm_banned"
@@ -80,7 +85,7 @@ def processor(config: VllmConfig) -> str:
 
 
 class Sink:
-    """Writes rows of logits, normalised, into the slots.
+    """Writes rows of logits, normalised and in the order that the slots begin with, into the slots.
 
     A row is complete when the engine reports its request's output: the copy runs on the current
     stream, which the engine's own copy of the sampled tokens follows.
@@ -91,18 +96,25 @@ class Sink:
     """
 
     def __init__(self, address: SlotsAddress, device: torch.device) -> None:
-        self._width = address.width
-        self._on_cpu = device.type == "cpu"
-        floats = torch.frombuffer(attach(address), dtype=torch.float32)
+        self._address = address
+        mapped = attach(address)
+        self._slots = torch.from_numpy(mapped.slots)
         if device.type == "cuda":
             # Into pageable memory a copy from the GPU would block the host.
-            error = torch.cuda.cudart().cudaHostRegister(floats.data_ptr(), address.nbytes, 0)
+            begin = mapped.ids.ctypes.data
+            error = torch.cuda.cudart().cudaHostRegister(begin, address.nbytes, 0)
             if error.value != 0:
                 raise RuntimeError(f"the slots cannot be pinned: cudaHostRegister says {error}")
-        self._slots = floats.view(address.count, address.stride)
+        ids, bounds = (torch.from_numpy(a.copy()).to(device) for a in (mapped.ids, mapped.bounds))
+        self._most = CPU_ROWS if device.type == "cpu" else DEVICE_ROWS
+        self._maker = RowMaker(ids, bounds, self._most)
+        self._packed = torch.zeros((self._most, address.stride), device=device)
+        self._nonces = self._packed[:, :2].view(torch.int64)[:, 0]
+        self._masses = self._packed[:, address.masses].view(torch.float64)
+        self._values = self._packed[:, address.values]
 
     def write(self, logits: torch.Tensor, rows: Mapping[int, Flag]) -> None:
-        """Write the log-softmax of ``logits[row]`` into the slot that each row is flagged with.
+        """Write ``logits[row]`` as log-probabilities into the slot that each row is flagged with.
 
         Args:
             logits: [rows, width]; not changed.
@@ -110,33 +122,25 @@ class Sink:
         """
         if not rows:
             return
-        if logits.shape[1] != self._width:
-            raise RuntimeError(f"logits are {logits.shape[1]} wide, slots {self._width}")
-        if self._on_cpu:
-            self._write_here(logits, rows)
-        else:
-            self._write_from_device(logits, rows)
+        if logits.shape[1] != self._address.width:
+            raise RuntimeError(f"logits are {logits.shape[1]} wide, slots {self._address.width}")
+        flagged = sorted(rows.items())
+        for begin in range(0, len(flagged), self._most):
+            self._write(logits, flagged[begin : begin + self._most])
 
-    def _write_here(self, logits: torch.Tensor, rows: Mapping[int, Flag]) -> None:
-        for row, (slot, nonce) in rows.items():
-            packed = self._slots[slot]
-            out = packed[ROW_START : ROW_START + self._width]
-            torch.log_softmax(logits[row].float(), dim=-1, out=out)
-            packed[:2].view(torch.int64)[0] = nonce
-
-    def _write_from_device(self, logits: torch.Tensor, rows: Mapping[int, Flag]) -> None:
+    def _write(self, logits: torch.Tensor, flagged: Sequence[tuple[int, Flag]]) -> None:
+        n, (first, _), (last, _) = len(flagged), flagged[0], flagged[-1]
         # Row numbers and nonces travel to the device together, without waiting for it.
         numbers = torch.tensor(
-            [list(rows), [f.nonce for f in rows.values()]],
+            [[row for row, _ in flagged], [nonce for _, (_, nonce) in flagged]],
             dtype=torch.int64,
             pin_memory=logits.is_cuda,
         ).to(logits.device, non_blocking=True)
         # A nonce goes the way of its row, in one copy: it stands for the row having arrived.
-        packed = logits.new_empty((len(rows), self._slots.shape[1]), dtype=torch.float32)
-        packed[:, :2].view(torch.int64)[:, 0] = numbers[1]
-        chosen = logits if list(rows) == list(range(len(logits))) else logits[numbers[0]]
-        packed[:, ROW_START : ROW_START + self._width] = torch.log_softmax(chosen.float(), dim=-1)
-        for source, (slot, _) in zip(packed, rows.values(), strict=True):
+        self._nonces[:n] = numbers[1]
+        chosen = logits[first : last + 1] if last - first < n else logits[numbers[0]]
+        self._maker.make(chosen, self._values[:n], self._masses[:n])
+        for source, (_, (slot, _)) in zip(self._packed, flagged, strict=False):
             self._slots[slot].copy_(source, non_blocking=True)
 
 

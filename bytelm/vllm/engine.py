@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from bytelm import memory
 from bytelm.errors import ContextTooLong, EngineDead, EngineError, EngineStartError, InputError
+from bytelm.ordered_rows import OrderedRow
 from bytelm.settings import EngineSettings
 from bytelm.token_lm import Chunk, Usage
 from bytelm.vllm.bursts import Burst, Bursts
@@ -71,7 +72,7 @@ class _Evaluation:
     """One request and all the calls that wait for its row."""
 
     key: Key
-    row: asyncio.Future[NDArray[np.float32]]
+    row: asyncio.Future[OrderedRow]
     usage: Usage  # of the call that came first
     waiters: int = 0
     request_id: str | None = None  # None until it has a slot and is sent
@@ -292,19 +293,23 @@ class VllmEngine:
             cache_salt: contexts share cached work only with those of the same salt.
 
         Returns:
-            float32 [vocab.size], natural logarithms, normalised; read-only, may be shared.
+            float32 [vocab.size], natural logarithms, normalised; read-only.
 
         Raises:
             ContextTooLong: more than ``max_context_tokens`` ids.
             InputError: no ids, or ids that the model does not have.
             EngineDead: the engine cannot answer any more.
         """
-        return await self.evaluate(token_ids, Usage(), cache_salt=cache_salt)
+        return (await self.evaluate(token_ids, Usage(), cache_salt=cache_salt)).by_id()
+
+    async def next_row(self, token_ids: Sequence[int]) -> OrderedRow:
+        """As :meth:`next_token_logprobs`, in the order in which it was made."""
+        return await self.evaluate(token_ids, Usage())
 
     async def evaluate(
         self, token_ids: Sequence[int], usage: Usage, *, cache_salt: str | None = None
-    ) -> NDArray[np.float32]:
-        """As :meth:`next_token_logprobs`; what it takes is added to ``usage`` before it answers.
+    ) -> OrderedRow:
+        """As :meth:`next_row`; what it takes is added to ``usage`` before it answers.
 
         An evaluation that is shared counts for the call that came first.
         """
@@ -381,7 +386,7 @@ class VllmEngine:
             if not evaluation.row.done():
                 evaluation.row.set_result(row)
 
-    async def _row(self, evaluation: _Evaluation, slot: int) -> NDArray[np.float32]:
+    async def _row(self, evaluation: _Evaluation, slot: int) -> OrderedRow:
         self._check_alive()
         sent = asyncio.get_running_loop().create_future()
         outgoing = _Outgoing(evaluation, slot, next(self._nonces), sent)

@@ -1,9 +1,16 @@
 """The shared memory in which a worker hands out rows of log-probabilities.
 
-A file under /dev/shm is cut into slots; a slot holds one row and the nonce of the request that the
-row belongs to. The engine's owner creates it (:class:`Slots`), gives slots to requests
-(:class:`SlotPool`) and reads rows; the worker attaches (:func:`attach`) and writes. This module
-must not know about vLLM, torch or requests.
+A file under /dev/shm begins with the order that rows are made in (:class:`RowOrder`), and is cut
+into slots behind it. A slot holds one row, what its ranges sum to, and the nonce of the request
+that the row belongs to::
+
+    order   ids · bounds
+    slot 0  nonce · · · | masses · · · | values · · · · · · · · ·
+    slot 1  nonce · · · | masses · · · | values · · · · · · · · ·
+
+The engine's owner creates it (:class:`Slots`), gives slots to requests (:class:`SlotPool`) and
+reads rows; the worker attaches (:func:`attach`) and writes. This module must not know about
+vLLM, torch or requests.
 
 Who owns a slot when::
 
@@ -40,45 +47,98 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from bytelm.errors import EngineError
+from bytelm.ordered_rows import OrderedRow, RowOrder
 from bytelm.vllm.watchdog import Watched, is_alive, start_time
 
 SHM = Path("/dev/shm")
-# A slot begins with its nonce and goes on with its row at the next cache line.
 LINE = 64
-ROW_START = LINE // 4
+"""Bytes of a cache line, at which each part begins."""
+FLOATS = LINE // 4
+MOST_RANGES = 257
+"""A range for each first byte, and the ids without bytes."""
 
 
 @dataclass(frozen=True)
 class SlotsAddress(Watched):
-    """All that a worker needs to attach to the slots: where, how many, rows how wide (float32)."""
+    """All that a worker needs to attach to the slots: where, how many, rows how wide.
+
+    Attributes:
+        path: the file.
+        count: how many slots.
+        width: values of a row, float32.
+        ranges: masses of a row, float64.
+    """
 
     path: str
     count: int
     width: int
+    ranges: int = MOST_RANGES
+
+    @property
+    def masses(self) -> slice:
+        """Where the masses are in a slot, in float32 values."""
+        return slice(FLOATS, FLOATS + 2 * self.ranges)
+
+    @property
+    def values(self) -> slice:
+        """Where the values are in a slot."""
+        begin = _lines(4 * self.masses.stop) * FLOATS
+        return slice(begin, begin + self.width)
 
     @property
     def stride(self) -> int:
         """Distance between slots, in float32 values."""
-        return ROW_START + -(-self.width * 4 // LINE) * ROW_START
+        return _lines(4 * self.values.stop) * FLOATS
+
+    @property
+    def order_bytes(self) -> int:
+        """Size of the order, before the slots."""
+        return _lines(8 * (self.width + self.ranges + 1)) * LINE
 
     @property
     def nbytes(self) -> int:
-        """Size of all slots."""
-        return self.count * self.stride * 4
+        """Size of all."""
+        return self.order_bytes + self.count * self.stride * 4
 
     def compute_hash(self) -> str:
         """A constant: vLLM names compiled code by its configuration, and slots do not change it."""
         return "bytelm-slots"
 
 
-def attach(address: SlotsAddress) -> mmap.mmap:
+def _lines(size: int) -> int:
+    return -(-size // LINE)
+
+
+class Mapped:
+    """The parts of the shared memory, which go with the last array that looks into them.
+
+    Attributes:
+        ids: int64 ``[width]``; see ``RowOrder``, as for the next.
+        bounds: int64 ``[ranges + 1]``.
+        slots: float32 ``[count, stride]``.
+        nonces: int64 ``[count]``, within ``slots`` as are the others.
+        masses: float64 ``[count, ranges]``.
+        values: float32 ``[count, width]``.
+    """
+
+    def __init__(self, address: SlotsAddress, fd: int) -> None:
+        memory = mmap.mmap(fd, address.nbytes)
+        order = np.frombuffer(memory, np.int64, address.width + address.ranges + 1)
+        self.ids, self.bounds = order[: address.width], order[address.width :]
+        slots = np.frombuffer(memory, np.float32, offset=address.order_bytes)
+        self.slots = slots.reshape(address.count, address.stride)
+        self.nonces = self.slots.view(np.int64)[:, 0]
+        self.masses = self.slots[:, address.masses].view(np.float64)
+        self.values = self.slots[:, address.values]
+
+
+def attach(address: SlotsAddress) -> Mapped:
     """Map the slots that another process created, for writing."""
     fd = os.open(address.path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        return mmap.mmap(fd, address.nbytes)
+        return Mapped(address, fd)
     finally:
         os.close(fd)
 
@@ -86,14 +146,21 @@ def attach(address: SlotsAddress) -> mmap.mmap:
 class Slots:
     """The owner's side of the shared memory. ``unlink`` after the workers have attached.
 
+    Args:
+        count: how many.
+        order: what rows are made in.
+        directory: where the file is made.
+
     Raises:
         OSError: there is no room for it in /dev/shm.
     """
 
-    def __init__(self, count: int, width: int, *, directory: Path = SHM) -> None:
+    def __init__(self, count: int, order: RowOrder, *, directory: Path = SHM) -> None:
         pid = os.getpid()
         name = f"bytelm-{pid}-{start_time(pid)}-{secrets.token_hex(8)}"
-        self.address = SlotsAddress(str(directory / name), count, width)
+        width, ranges = len(order.ids), order.ranges
+        self.address = SlotsAddress(str(directory / name), count, width, ranges)
+        self.order = order
         # Kept open for the lock: it lasts exactly as long as this process, seen from any container.
         self._fd = os.open(
             self.address.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600
@@ -102,30 +169,27 @@ class Slots:
             fcntl.flock(self._fd, fcntl.LOCK_EX)
             # Taken at once: a full /dev/shm is an error here, not a crash at the first write.
             os.posix_fallocate(self._fd, 0, self.address.nbytes)
-            self._memory = mmap.mmap(self._fd, self.address.nbytes)
+            self._mapped = Mapped(self.address, self._fd)
         except BaseException:
             self.unlink()
             os.close(self._fd)
             raise
-        floats = np.frombuffer(self._memory, np.float32).reshape(count, self.address.stride)
-        self._rows = floats[:, ROW_START : ROW_START + width]
-        self._nonces = floats.view(np.int64)[:, 0]
+        self._mapped.ids[:], self._mapped.bounds[:] = order.ids, order.bounds
 
-    def read(self, slot: int, nonce: int) -> NDArray[np.float32]:
-        """A read-only copy of the row in a slot, float32 [width].
+    def read(self, slot: int, nonce: int) -> OrderedRow:
+        """A copy of the row in a slot.
 
         Raises:
             EngineError: the slot holds another request's row, or none.
         """
-        found = int(self._nonces[slot])
+        mapped = self._mapped
+        found = int(mapped.nonces[slot])
         if found != nonce:
             raise EngineError(
                 f"slot {slot} holds the row of request {found} instead of request {nonce}; "
                 "the evaluation is lost, please report this"
             )
-        row = self._rows[slot].copy()
-        row.flags.writeable = False
-        return row
+        return OrderedRow(self.order, mapped.values[slot].copy(), mapped.masses[slot].copy())
 
     def unlink(self) -> None:
         """Remove the name; whoever is attached stays so, and the memory goes with the last."""
@@ -138,8 +202,7 @@ class Slots:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
-        # The mapping goes with the last array that looks into it.
-        del self._rows, self._nonces, self._memory
+        del self._mapped
 
 
 def sweep(*, directory: Path = SHM) -> list[str]:

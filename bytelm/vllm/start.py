@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
 
     from bytelm.context import ChatTemplate
+    from bytelm.ordered_rows import RowOrder
     from bytelm.vocab import ByteVocab
 
 CPU_MAX_MODEL_LEN = 4096
@@ -109,6 +110,7 @@ def _device_for(model: str, settings: EngineSettings, given_up: threading.Event)
 def _start(model: str, settings: EngineSettings, device: str, given_up: threading.Event) -> Started:
     _go_on(given_up)
     from bytelm.context import ChatTemplate
+    from bytelm.trie import TokenTrie
     from bytelm.vllm import burst_scheduler
     from bytelm.vllm.capture import processor
     from bytelm.vocab import ByteVocab
@@ -121,7 +123,8 @@ def _start(model: str, settings: EngineSettings, device: str, given_up: threadin
     template = ChatTemplate.from_pretrained(model, trust_remote_code=trust)
     _go_on(given_up)
     sweep()
-    slots = _slots(settings.slots or 2 * settings.max_num_seqs, width)
+    order = TokenTrie.of(vocab).row_order
+    slots = _slots(settings.slots or 2 * settings.max_num_seqs, order)
     try:
         config.model_config.logits_processors = [processor(config)]
         config.additional_config = slots.address
@@ -280,14 +283,14 @@ def _config(model: str, settings: EngineSettings, device: str) -> VllmConfig:
     return AsyncEngineArgs(**arguments | more).create_engine_config() if more else config
 
 
-def _slots(count: int, width: int) -> Slots:
+def _slots(count: int, order: RowOrder) -> Slots:
     try:
-        return Slots(count, width)
+        return Slots(count, order)
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
         raise EngineStartError(
-            f"/dev/shm has no room for {count} rows of {width} values: make it larger "
+            f"/dev/shm has no room for {count} rows of {len(order.ids)} values: make it larger "
             "(docker run --shm-size), or set BYTELM_ENGINE_SLOTS lower"
         ) from error
 

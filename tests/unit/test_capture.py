@@ -11,17 +11,19 @@ from vllm.v1.sample.logits_processor.interface import BatchUpdate, MoveDirection
 from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsContext
 
 from bytelm.errors import EngineError
+from bytelm.ordered_rows import OrderedRow, RowOrder
 from bytelm.vllm import capture
 from bytelm.vllm.capture import CaptureV1, CaptureV2, Flag, Mask, Sink, ban, flag, flag_of
 from bytelm.vllm.slots import Slots
 
 WIDTH = 11
+ORDER = RowOrder(np.random.default_rng(0).permutation(WIDTH), np.array([0, 4, 5, 9, WIDTH]))
 CPU = torch.device("cpu")
 
 
 @pytest.fixture
 def slots(tmp_path):
-    slots = Slots(8, WIDTH, directory=tmp_path)
+    slots = Slots(8, ORDER, directory=tmp_path)
     yield slots
     slots.close()
 
@@ -50,8 +52,14 @@ def logits_of(*seeds: int) -> torch.Tensor:
 
 
 def assert_row(slots: Slots, slot: int, nonce: int, seed: int) -> None:
-    expected = torch.log_softmax(logits_of(seed)[0], -1).numpy()
-    np.testing.assert_allclose(slots.read(slot, nonce), expected, atol=1e-6)
+    assert_made(slots.read(slot, nonce), logits_of(seed)[0])
+
+
+def assert_made(row: OrderedRow, logits: torch.Tensor) -> None:
+    expected = torch.log_softmax(logits.double(), -1).numpy()
+    np.testing.assert_allclose(row.by_id(), expected, atol=1e-6)
+    masses = np.add.reduceat(np.exp(expected[ORDER.ids]), ORDER.bounds[:-1])
+    np.testing.assert_allclose(row.masses, masses, rtol=1e-6)
 
 
 def assert_unwritten(slots: Slots, slot: int, nonce: int) -> None:
@@ -84,6 +92,18 @@ def test_sink_writes_all_rows_in_another_order(slots):
     assert_row(slots, 1, 8, seed=1)
 
 
+@pytest.mark.parametrize("count", range(1, 11))
+def test_sink_writes_any_number_of_rows_wherever_they_are(slots, monkeypatch, count):
+    monkeypatch.setattr(capture, "CPU_ROWS", 3)
+    sink = Sink(slots.address, CPU)
+    for begin in range(11 - count):
+        rows = random.Random(begin).sample(range(11), min(count, 8))
+        flags = {row: Flag(slot, 100 * begin + slot) for slot, row in enumerate(rows)}
+        sink.write(logits_of(*range(11)), flags)
+        for row, (slot, nonce) in flags.items():
+            assert_row(slots, slot, nonce, seed=row)
+
+
 def test_sink_touches_no_other_slot(slots):
     Sink(slots.address, CPU).write(logits_of(1), {0: Flag(3, 9)})
     for slot in set(range(8)) - {3}:
@@ -99,9 +119,7 @@ def test_sink_does_not_change_the_logits(slots):
 
 def test_sink_normalises_in_float32_what_comes_in_less(slots):
     Sink(slots.address, CPU).write(logits_of(1).bfloat16(), {0: Flag(0, 1)})
-    row = slots.read(0, 1)
-    expected = torch.log_softmax(logits_of(1)[0].bfloat16().float(), -1).numpy()
-    np.testing.assert_allclose(row, expected, atol=1e-6)
+    assert_made(slots.read(0, 1), logits_of(1)[0].bfloat16())
 
 
 def test_sink_keeps_large_nonces(slots):

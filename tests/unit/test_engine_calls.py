@@ -8,14 +8,16 @@ import pytest
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from bytelm.errors import EngineDead, EngineError
+from bytelm.ordered_rows import RowOrder
 from bytelm.token_lm import Usage
 from bytelm.vllm.burst_scheduler import KEY as MORE
 from bytelm.vllm.capture import flag_of
 from bytelm.vllm.engine import VllmEngine
-from bytelm.vllm.slots import ROW_START, Slots, attach
+from bytelm.vllm.slots import Slots, attach
 from bytelm.vllm.start import Started
 
 WIDTH = 7
+ORDER = RowOrder(np.arange(WIDTH)[::-1].copy(), np.array([0, 3, WIDTH]))
 
 
 class FakeLLM:
@@ -34,13 +36,12 @@ class FakeLLM:
         self.refused: set[str] = set()
         self.answers = asyncio.Event()
         self.answers.set()
-        floats = np.frombuffer(attach(address), np.float32)
-        self.slots = floats.reshape(address.count, address.stride)
+        self.mapped = attach(address)
 
     def write(self, request_id: str, *, nonce: int | None = None) -> None:
         slot, own = self.flags[request_id]
-        self.slots[slot, ROW_START : ROW_START + WIDTH] = np.float32(own)
-        self.slots.view(np.int64)[slot, 0] = own if nonce is None else nonce
+        self.mapped.values[slot] = self.mapped.masses[slot] = own
+        self.mapped.nonces[slot] = own if nonce is None else nonce
 
     def finish(self, request_id: str, reason: str = "length") -> None:
         self.requests.pop(request_id).set_result(reason)
@@ -93,7 +94,7 @@ class FakeLLM:
 
 @pytest.fixture
 async def llm(tmp_path):
-    slots = Slots(2, WIDTH, directory=tmp_path)
+    slots = Slots(2, ORDER, directory=tmp_path)
     fake = FakeLLM(slots.address)
     fake.owned = slots
     return fake

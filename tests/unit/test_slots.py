@@ -9,20 +9,23 @@ import numpy as np
 import pytest
 
 from bytelm.errors import EngineError
-from bytelm.vllm.slots import ROW_START, SlotPool, Slots, attach, sweep
+from bytelm.ordered_rows import RowOrder
+from bytelm.vllm.slots import LINE, SlotPool, Slots, SlotsAddress, attach, sweep
 
 WIDTH = 5
+ORDER = RowOrder(np.array([3, 1, 0, 4, 2]), np.array([0, 2, WIDTH]))
 
 
-def write(address, slot: int, nonce: int, row) -> None:
-    floats = np.frombuffer(attach(address), np.float32).reshape(address.count, address.stride)
-    floats.view(np.int64)[slot, 0] = nonce
-    floats[slot, ROW_START : ROW_START + address.width] = row
+def write(address, slot: int, nonce: int, values, masses=(0.25, 0.75)) -> None:
+    mapped = attach(address)
+    mapped.nonces[slot] = nonce
+    mapped.values[slot] = values
+    mapped.masses[slot] = masses
 
 
 @pytest.fixture
 def slots(tmp_path):
-    slots = Slots(3, WIDTH, directory=tmp_path)
+    slots = Slots(3, ORDER, directory=tmp_path)
     yield slots
     slots.close()
 
@@ -35,7 +38,7 @@ def test_memory_is_private_to_the_user(slots):
 def test_memory_is_private_whatever_the_umask(tmp_path):
     before = os.umask(0)
     try:
-        slots = Slots(1, WIDTH, directory=tmp_path)
+        slots = Slots(1, ORDER, directory=tmp_path)
         assert stat.S_IMODE(os.stat(slots.address.path).st_mode) == 0o600
         slots.close()
     finally:
@@ -43,29 +46,47 @@ def test_memory_is_private_whatever_the_umask(tmp_path):
 
 
 def test_a_row_arrives_as_it_was_written(slots):
-    row = np.array([-1.5, -2.5, -np.inf, -0.25, -3], np.float32)
-    write(slots.address, 1, 77, row)
-    np.testing.assert_array_equal(slots.read(1, 77), row)
+    values = np.array([-1.5, -2.5, -np.inf, -0.25, -3], np.float32)
+    write(slots.address, 1, 77, values, (0.1, 1e-300))
+    row = slots.read(1, 77)
+    np.testing.assert_array_equal(row.values, values)
+    np.testing.assert_array_equal(row.masses, (0.1, 1e-300))
+    assert row.order is ORDER
+
+
+def test_workers_find_the_order(slots):
+    mapped = attach(slots.address)
+    np.testing.assert_array_equal(mapped.ids, ORDER.ids)
+    np.testing.assert_array_equal(mapped.bounds, ORDER.bounds)
 
 
 def test_neighbouring_slots_do_not_overlap(slots):
     for slot in range(3):
-        write(slots.address, slot, 10 + slot, np.full(WIDTH, slot, np.float32))
+        write(slots.address, slot, 10 + slot, np.full(WIDTH, slot), (slot, -slot))
     for slot in range(3):
-        np.testing.assert_array_equal(slots.read(slot, 10 + slot), np.full(WIDTH, slot))
+        row = slots.read(slot, 10 + slot)
+        np.testing.assert_array_equal(row.values, np.full(WIDTH, slot))
+        np.testing.assert_array_equal(row.masses, (slot, -slot))
+
+
+@pytest.mark.parametrize("width", [1, 16, 17, 32_000])
+@pytest.mark.parametrize("ranges", [1, 7, 8, 9, 257])
+def test_parts_begin_at_cache_lines_and_do_not_overlap(width, ranges):
+    address = SlotsAddress("", 2, width, ranges)
+    assert address.order_bytes >= 8 * (width + ranges + 1)
+    assert 4 * address.masses.start >= 8
+    assert 4 * address.masses.start + 8 * ranges <= 4 * address.values.start
+    assert address.values.stop <= address.stride
+    for begin in (address.order_bytes, 4 * address.stride, 4 * address.values.start):
+        assert begin % LINE == 0
 
 
 def test_a_row_that_was_read_stays_when_the_slot_is_written_again(slots):
     write(slots.address, 0, 1, np.zeros(WIDTH))
     row = slots.read(0, 1)
-    write(slots.address, 0, 2, np.ones(WIDTH))
-    np.testing.assert_array_equal(row, np.zeros(WIDTH))
-
-
-def test_a_row_that_was_read_cannot_be_changed(slots):
-    write(slots.address, 0, 1, np.zeros(WIDTH))
-    with pytest.raises(ValueError, match="read-only"):
-        slots.read(0, 1)[0] = 1
+    write(slots.address, 0, 2, np.ones(WIDTH), (1, 1))
+    np.testing.assert_array_equal(row.values, np.zeros(WIDTH))
+    np.testing.assert_array_equal(row.masses, (0.25, 0.75))
 
 
 def test_another_requests_row_is_refused(slots):
@@ -80,21 +101,21 @@ def test_a_slot_that_was_never_written_is_refused(slots):
 
 
 def test_close_removes_the_file(tmp_path):
-    slots = Slots(1, WIDTH, directory=tmp_path)
+    slots = Slots(1, ORDER, directory=tmp_path)
     slots.close()
     assert list(tmp_path.iterdir()) == []
 
 
 def test_workers_stay_attached_when_the_name_is_gone(slots):
-    floats = np.frombuffer(attach(slots.address), np.float32)
+    mapped = attach(slots.address)
     slots.unlink()
-    floats.reshape(3, -1).view(np.int64)[2, 0] = 9
-    assert slots.read(2, 9).shape == (WIDTH,)
+    mapped.nonces[2] = 9
+    assert slots.read(2, 9).values.shape == (WIDTH,)
 
 
 def test_no_room_is_an_error_that_leaves_nothing_behind(tmp_path):
     with pytest.raises(OSError, match=r"."):
-        Slots(1 << 40, 1 << 20, directory=tmp_path)
+        Slots(1 << 50, ORDER, directory=tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -7,10 +7,12 @@ import threading
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import psutil
 import pytest
 
 from bytelm.errors import EngineStartError
+from bytelm.ordered_rows import RowOrder
 from bytelm.settings import EngineSettings, Owner
 from bytelm.vllm import start
 from bytelm.vllm.engine import VllmEngine
@@ -65,12 +67,12 @@ def test_a_start_that_was_given_up_begins_no_further_step(tmp_path):
 
 
 def test_a_full_dev_shm_says_what_to_do(monkeypatch):
-    def full(count, width):
+    def full(count, order):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(start, "Slots", full)
     with pytest.raises(EngineStartError, match="no room for 3 rows of 5 values"):
-        start._slots(3, 5)
+        start._slots(3, RowOrder(np.arange(5), np.array([0, 5])))
 
 
 # The environment of a start
