@@ -50,7 +50,10 @@ class RowOrder:
 
 
 class OrderedRow:
-    """A row in an order; its arrays are not to be changed, nor kept while others have their turn.
+    """A row in an order, perhaps where a worker wrote it.
+
+    Its arrays are not to be changed; nor to be kept while others have their turn, who may need the
+    place: :meth:`move` puts others in their stead.
 
     Attributes:
         order: where each id stands.
@@ -73,6 +76,10 @@ class OrderedRow:
         row = np.take(self.values, self.order.places, mode="clip")  # the fastest of its modes
         row.flags.writeable = False
         return row
+
+    def move(self) -> None:
+        """Goes on with copies, in memory of its own."""
+        self.values, self.masses = self.values.copy(), self.masses.copy()
 
     @property
     def nbytes(self) -> int:

@@ -54,7 +54,7 @@ class EngineStats:
         tails: what the cache of partly filled blocks did; all zero without it.
         in_flight: evaluations that have not ended, aborted ones included.
         slots: how many rows can be on their way at a time.
-        slots_free: how many of them are not.
+        slots_free: how many of them are not; some may hold rows that are still read.
     """
 
     evaluations: int
@@ -245,6 +245,7 @@ class VllmEngine:
             for task in self._tasks:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
+            self._pool.clear()  # whoever still has a row would keep all of this memory
             self._slots.close()
         # Its destructor must not be left to the interpreter's end, when its modules are gone.
         del self._llm
@@ -381,7 +382,7 @@ class VllmEngine:
             if not evaluation.row.done():
                 evaluation.row.set_exception(error)
         else:
-            self._pool.release(slot)
+            self._pool.hold(slot, row)
             self._forget(evaluation)
             if not evaluation.row.done():
                 evaluation.row.set_result(row)

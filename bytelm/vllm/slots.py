@@ -25,14 +25,18 @@ Who owns a slot when::
     │     │          ▼
     │     │        doubtful  ─────────────────────►   the step that runs may still write
     │     │          │
-    │     │ the      │ the engine answered a question that was asked after the abort:
-    │     │ engine   │ whatever it still writes here comes before the next request's row
-    │     │ reports  │
-    │     │ its end  │
-    │     ▼          ▼
-    └───  release()  release()
+    │     │ the      │
+    │     │ engine   │ the engine answered a question that was asked after the abort:
+    │     │ reports  │ whatever it still writes here comes before the next request's row
+    │     │ its end  ▼
+    │     │        release() ─► free
+    │     ▼
+    │   held by its row
+    │     │ nobody has the row any more, or slots run short: then it moves out
+    └─────┘
 
-The row is copied out (:meth:`Slots.read`) between the reported end and ``release``.
+A row that was read (:meth:`Slots.read`) is the slot itself, so that reading a few of its values
+costs nothing that grows with it.
 """
 
 import asyncio
@@ -42,6 +46,7 @@ import mmap
 import os
 import re
 import secrets
+import weakref
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
@@ -177,7 +182,7 @@ class Slots:
         self._mapped.ids[:], self._mapped.bounds[:] = order.ids, order.bounds
 
     def read(self, slot: int, nonce: int) -> OrderedRow:
-        """A copy of the row in a slot.
+        """The row in a slot, where it is: right for as long as nobody else writes there.
 
         Raises:
             EngineError: the slot holds another request's row, or none.
@@ -189,7 +194,7 @@ class Slots:
                 f"slot {slot} holds the row of request {found} instead of request {nonce}; "
                 "the evaluation is lost, please report this"
             )
-        return OrderedRow(self.order, mapped.values[slot].copy(), mapped.masses[slot].copy())
+        return OrderedRow(self.order, mapped.values[slot], mapped.masses[slot])
 
     def unlink(self) -> None:
         """Remove the name; whoever is attached stays so, and the memory goes with the last."""
@@ -229,18 +234,30 @@ def sweep(*, directory: Path = SHM) -> list[str]:
 
 
 class SlotPool:
-    """Lends slot numbers; whoever finds none waits, first come, first served."""
+    """Lends slot numbers; whoever finds none waits, first come, first served.
+
+    Nobody waits for a slot that is held by a row: the one that is so the longest moves out.
+    """
 
     def __init__(self, count: int) -> None:
         self._free = list(range(count))
+        self._held: dict[int, weakref.ref[OrderedRow]] = {}
+        # Slots of rows that nobody has any more; whichever thread came upon that.
+        self._left: deque[tuple[int, weakref.ref[OrderedRow]]] = deque()
         self._waiting: deque[asyncio.Future[int]] = deque()
 
     def __len__(self) -> int:
-        """How many slots are free."""
-        return len(self._free)
+        """How many slots can be had at once."""
+        return len(self._free) + len(self._held)
 
     async def acquire(self) -> int:
         """A slot that nobody else has."""
+        while self._left:
+            slot, row = self._left.popleft()
+            if self._held.get(slot) is row:
+                self._clear(slot)
+        if self._held and not self._free:
+            self._clear(next(iter(self._held)))
         if self._free:
             return self._free.pop()
         waiting: asyncio.Future[int] = asyncio.get_running_loop().create_future()
@@ -251,6 +268,25 @@ class SlotPool:
             if not waiting.cancelled():  # lent and cancelled at the same moment
                 self.release(waiting.result())
             raise
+
+    def hold(self, slot: int, row: OrderedRow) -> None:
+        """Leave the slot to the row that is in it, for as long as somebody has that."""
+        if self._waiting:
+            row.move()
+            self.release(slot)
+        else:
+            self._held[slot] = weakref.ref(row, lambda gone: self._left.append((slot, gone)))
+
+    def clear(self) -> None:
+        """Let all rows move out."""
+        while self._held:
+            self._clear(next(iter(self._held)))
+
+    def _clear(self, slot: int) -> None:
+        row = self._held.pop(slot)()
+        if row is not None:
+            row.move()
+        self._free.append(slot)
 
     def release(self, slot: int) -> None:
         """Lend the slot to the first who waits, or put it back."""

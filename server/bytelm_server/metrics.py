@@ -32,7 +32,7 @@ _COUNTS = {
 _STANDS = {
     "evaluations_in_flight": "Evaluations that have not ended.",
     "slots": "Rows that can be on their way from the engine at a time.",
-    "slots_free": "Rows of these that are not in use.",
+    "slots_free": "Rows of these that are not on their way.",
 }
 
 

@@ -142,6 +142,44 @@ async def test_nonces_are_never_used_again(engine, llm):
     assert len(set(nonces)) == 4
 
 
+async def test_rows_stay_as_they_are_however_many_somebody_has(engine, llm):
+    rows = {}
+    for number in range(7):
+        task = asyncio.create_task(engine.next_row([1, number]))
+        await until(lambda: llm.requests)
+        (request,) = llm.requests
+        llm.write(request)
+        llm.finish(request)
+        rows[llm.flags[request][1]] = await task
+        assert engine.stats.slots_free == 2
+        del task
+    for nonce, row in rows.items():
+        assert row.values.tolist() == [nonce] * WIDTH
+        assert row.masses.tolist() == [nonce] * 2
+
+
+async def test_a_row_is_not_copied_while_there_are_slots(engine, llm):
+    task = asyncio.create_task(engine.next_row([1]))
+    await until(lambda: llm.requests)
+    (request,) = llm.requests
+    llm.write(request)
+    llm.finish(request)
+    row = await task
+    assert np.shares_memory(row.values, engine._slots._mapped.slots)
+
+
+async def test_rows_outlive_the_engine_but_keep_no_slots(engine, llm):
+    task = asyncio.create_task(engine.next_row([1]))
+    await until(lambda: llm.requests)
+    (request,) = llm.requests
+    llm.write(request)
+    llm.finish(request)
+    row, slots = await task, engine._slots._mapped.slots
+    await engine.close()
+    assert row.values.tolist() == [llm.flags[request][1]] * WIDTH
+    assert not np.shares_memory(row.values, slots)
+
+
 async def test_another_requests_row_is_a_loud_error_and_its_slot_comes_back(engine, llm):
     task, request = await call(engine, llm, [1])
     llm.write(request, nonce=999)

@@ -4,12 +4,17 @@ import os
 import stat
 import subprocess
 import sys
+import tempfile
+import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from bytelm.errors import EngineError
-from bytelm.ordered_rows import RowOrder
+from bytelm.ordered_rows import OrderedRow, RowOrder
 from bytelm.vllm.slots import LINE, SlotPool, Slots, SlotsAddress, attach, sweep
 
 WIDTH = 5
@@ -81,12 +86,21 @@ def test_parts_begin_at_cache_lines_and_do_not_overlap(width, ranges):
         assert begin % LINE == 0
 
 
-def test_a_row_that_was_read_stays_when_the_slot_is_written_again(slots):
+def test_a_row_that_moved_stays_when_the_slot_is_written_again(slots):
     write(slots.address, 0, 1, np.zeros(WIDTH))
     row = slots.read(0, 1)
+    row.move()
     write(slots.address, 0, 2, np.ones(WIDTH), (1, 1))
     np.testing.assert_array_equal(row.values, np.zeros(WIDTH))
     np.testing.assert_array_equal(row.masses, (0.25, 0.75))
+
+
+def test_a_row_outlives_the_memory_that_others_see(tmp_path):
+    slots = Slots(1, ORDER, directory=tmp_path)
+    write(slots.address, 0, 1, np.zeros(WIDTH))
+    row = slots.read(0, 1)
+    slots.close()
+    np.testing.assert_array_equal(row.values, np.zeros(WIDTH))
 
 
 def test_another_requests_row_is_refused(slots):
@@ -221,3 +235,128 @@ async def test_pool_skips_one_who_was_cancelled_but_has_not_run_since():
     with pytest.raises(asyncio.CancelledError):
         await left
     assert len(pool) == 1
+
+
+# Slots that are held by rows
+
+
+def row_of(number: int) -> OrderedRow:
+    return OrderedRow(ORDER, np.full(WIDTH, number, np.float32), np.full(2, float(number)))
+
+
+async def test_pool_leaves_a_slot_to_its_row_while_there_are_others():
+    pool = SlotPool(2)
+    row = row_of(1)
+    values = row.values
+    slot = await pool.acquire()
+    pool.hold(slot, row)
+    assert len(pool) == 2
+    assert await pool.acquire() != slot
+    assert row.values is values
+    assert len(pool) == 1
+
+
+async def test_pool_has_a_slot_again_when_nobody_has_its_row():
+    pool = SlotPool(1)
+    for number in range(3):
+        row = row_of(number)
+        pool.hold(await pool.acquire(), row)
+        del row
+    assert len(pool) == 1
+
+
+async def test_pool_lets_the_row_move_that_is_there_the_longest():
+    pool = SlotPool(3)
+    rows = [row_of(number) for number in range(3)]
+    before = [row.values for row in rows]
+    slots = [await pool.acquire() for _ in rows]
+    for slot, row in zip(slots, rows, strict=True):
+        pool.hold(slot, row)
+    assert await pool.acquire() == slots[0]
+    del rows[1], before[1]
+    assert await pool.acquire() == slots[1]
+    assert rows[0].values is not before[0]
+    assert rows[1].values is before[1]
+
+
+async def test_pool_lets_a_row_move_at_once_where_somebody_waits():
+    pool = SlotPool(1)
+    slot, row = await pool.acquire(), row_of(1)
+    before = row.values
+    waiting = asyncio.create_task(pool.acquire())
+    await asyncio.sleep(0)
+    pool.hold(slot, row)
+    assert await waiting == slot
+    assert row.values is not before
+    assert len(pool) == 0
+
+
+async def test_pool_hears_of_a_row_that_another_thread_freed():
+    pool, rows = SlotPool(1), [row_of(1)]
+    pool.hold(await pool.acquire(), rows[0])
+    thread = threading.Thread(target=rows.clear)
+    thread.start()
+    thread.join()
+    assert await pool.acquire() == 0
+    assert len(pool) == 0
+
+
+async def test_pool_frees_no_slot_again_whose_row_moved_before_it_was_freed():
+    pool, row = SlotPool(1), row_of(1)
+    pool.hold(await pool.acquire(), row)
+    slot = await pool.acquire()
+    del row
+    again = row_of(2)
+    pool.hold(slot, again)
+    assert await pool.acquire() == slot
+    waiting = asyncio.create_task(pool.acquire())
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    waiting.cancel()
+
+
+async def test_pool_cleared_holds_nothing():
+    pool, rows = SlotPool(3), [row_of(1), row_of(2)]
+    before = [row.values for row in rows]
+    for row in rows:
+        pool.hold(await pool.acquire(), row)
+    pool.clear()
+    assert all(row.values is not values for row, values in zip(rows, before, strict=True))
+    assert len(pool) == 3
+
+
+@given(st.lists(st.tuples(st.sampled_from(["ask", "end", "abort", "drop"]), st.integers(0, 9))))
+async def test_no_row_changes_and_no_slot_is_lost_whatever_comes_when(steps):
+    """Against a worker that writes into a slot as soon as a request has it."""
+    count = 3
+    with tempfile.TemporaryDirectory() as folder:
+        slots, pool = Slots(count, ORDER, directory=Path(folder)), SlotPool(count)
+        asked: list[asyncio.Task[int]] = []
+        rows: dict[int, OrderedRow] = {}
+        for nonce, (step, which) in enumerate(steps):
+            if step == "ask":
+                asked.append(asyncio.create_task(pool.acquire()))
+                await asyncio.sleep(0)
+            elif step == "drop" and rows:
+                del rows[list(rows)[which % len(rows)]]
+            elif lent := [task for task in asked if task.done()]:
+                task = lent[which % len(lent)]
+                asked.remove(task)
+                write(slots.address, task.result(), nonce, nonce, nonce)
+                if step == "abort":
+                    pool.release(task.result())
+                else:
+                    row = rows[nonce] = slots.read(task.result(), nonce)
+                    pool.hold(task.result(), row)
+                    del row
+                await asyncio.sleep(0)
+            lent = sum(task.done() for task in asked)
+            assert lent == min(count, len(asked))
+            assert len(pool) == count - lent
+            for nonce, row in rows.items():
+                assert row.values.tolist() == [nonce] * WIDTH
+                assert row.masses.tolist() == [nonce] * 2
+        for task in asked:
+            task.cancel()
+        await asyncio.gather(*asked, return_exceptions=True)
+        slots.close()
