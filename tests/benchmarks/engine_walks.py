@@ -139,8 +139,8 @@ class Bytelm:
         from bytelm import BeamParams, ByteBeamState
 
         await self._clear()
-        # Read literally, nothing ends a text before it is as long as it ought to be.
-        params = BeamParams(K=K, prune_threshold=THRESHOLD, special_tokens="literal")
+        # Nothing ends a text before it is as long as it ought to be.
+        params = BeamParams(K=K, prune_threshold=THRESHOLD, eos_byte_strings=[])
         initial = await ByteBeamState.initial(self.engine, params)
         prompts = [text.encode() for text in job["prompts"]]
         states = await asyncio.gather(*map(initial.prefill, prompts))

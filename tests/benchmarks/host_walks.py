@@ -66,6 +66,8 @@ async def bytelm_walker(model: Path, rows: Any, **beam: Any) -> Walker:
     lm = PrebuiltRows(list(rows), vocab=vocab, max_context_tokens=None)
     params = BeamParams(K=K, prune_threshold=THRESHOLD, special_tokens="literal", **beam)
     state = await ByteBeamState.initial(lm, params)  # type: ignore[arg-type]
+    if hasattr(state.source, "ordered"):  # others' workers hand out rows by id
+        lm.rows = [state.source.ordered(row) for row in rows]
     return lm, state, lambda ids: state.source.evaluate(tuple(ids))
 
 
