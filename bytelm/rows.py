@@ -157,8 +157,9 @@ class Row:
         masses, bounds = made.masses, made.order.bounds
         if ends.cut:
             masses = masses.copy()
-            for i in ends.cut:  # what is hidden may be nearly all of it: nothing is subtracted
-                masses[i] = self._probs(bounds[i], bounds[i + 1]).sum(dtype=np.float64)
+            with np.errstate(over="ignore"):
+                for i in ends.cut:  # what is hidden may be nearly all of it: nothing is subtracted
+                    masses[i] = self._probs(bounds[i], bounds[i + 1]).sum(dtype=np.float64)
         self.root, self.mass = read_masses(
             made.values, masses, bounds, trie.root_bytes, ends.hidden, ends.places
         )
@@ -179,8 +180,7 @@ class Row:
         return self.made.nbytes + self.root.nbytes
 
     def _probs(self, lo: int, hi: int) -> NDArray[np.float32]:
-        with np.errstate(over="ignore"):
-            probs = np.exp(self.made.values[lo:hi])
+        probs = np.exp(self.made.values[lo:hi])
         if self._ends.cut:
             probs[self._ends.hidden_in(lo, hi) - lo] = 0.0
         return probs
