@@ -7,7 +7,9 @@ import pytest
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from bytelm.errors import ContextTooLong, InputError
+from bytelm.rows import RowSource
 from bytelm.token_lm import AsyncTokenLM
+from bytelm.trie import TokenTrie
 from bytelm.vllm.slots import SlotPool
 
 TEXT = (
@@ -54,6 +56,41 @@ async def test_rows_equal_transformers(engine, reference):
             row, await reference.next_token_logprobs(context), atol=1e-3, rtol=0
         )
         assert abs(np.exp(row.astype(np.float64)).sum() - 1) < 1e-4
+
+
+async def test_masses_are_those_of_the_row_in_its_order(engine):
+    (context,) = contexts_of([50], engine.vocab)
+    made = await engine.next_row(context)
+    assert made.order is TokenTrie.of(engine.vocab).row_order
+    probs = np.exp(made.values.astype(np.float64))
+    masses = np.add.reduceat(probs, made.order.bounds[:-1])
+    np.testing.assert_allclose(made.masses, masses, rtol=3e-6, atol=1e-30)
+    again = await engine.next_token_logprobs(context)
+    np.testing.assert_allclose(made.by_id(), again, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "reading", [{}, {"eos_tokens": [b"\n", b" the"]}, {"literal": True}], ids=repr
+)
+async def test_every_reading_is_that_of_the_row_by_id(engine, reading):
+    (context,) = contexts_of([51], engine.vocab)
+    source = RowSource(engine, **reading)
+    made = await engine.next_row(context)
+    have, want = source.read(made), source.read(made.by_id())
+    np.testing.assert_allclose(have.root, want.root, rtol=3e-6, atol=1e-30)
+    assert have.mass == pytest.approx(want.mass, rel=1e-6)
+
+
+async def test_rows_that_somebody_has_stay_as_they_are(engine):
+    """More of them than there are slots."""
+    contexts = [[1, 300 + i] for i in range(engine.stats.slots + 40)]
+    rows = await asyncio.gather(*map(engine.next_row, contexts))
+    before = [row.by_id() for row in rows]
+    await asyncio.gather(*(engine.next_row([1, 2000 + i]) for i in range(engine.stats.slots)))
+    for row, values in zip(rows, before, strict=True):
+        assert np.array_equal(row.by_id(), values)
+        assert abs(row.masses.sum() - 1) < 1e-9
+    assert engine.stats.slots_free == engine.stats.slots
 
 
 async def test_the_prefix_cache_does_not_change_a_row(engine):
