@@ -13,7 +13,8 @@ touched: all of that happens in the constructors, which run in workers only.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from weakref import WeakValueDictionary
 
@@ -84,6 +85,19 @@ def processor(config: VllmConfig) -> str:
     return f"{__name__}:{'CaptureV2' if config.use_v2_model_runner else 'CaptureV1'}"
 
 
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """No tensor is shared out among threads: on cores that are not theirs alone they wait for each
+    other at every step, for longer than all of a row takes.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 class Sink:
     """Writes rows of logits, normalised and in the order that the slots begin with, into the slots.
 
@@ -125,8 +139,9 @@ class Sink:
         if logits.shape[1] != self._address.width:
             raise RuntimeError(f"logits are {logits.shape[1]} wide, slots {self._address.width}")
         flagged = sorted(rows.items())
-        for begin in range(0, len(flagged), self._most):
-            self._write(logits, flagged[begin : begin + self._most])
+        with _one_thread():
+            for begin in range(0, len(flagged), self._most):
+                self._write(logits, flagged[begin : begin + self._most])
 
     def _write(self, logits: torch.Tensor, flagged: Sequence[tuple[int, Flag]]) -> None:
         n, (first, _), (last, _) = len(flagged), flagged[0], flagged[-1]

@@ -14,6 +14,7 @@ from bytelm.errors import EngineError
 from bytelm.ordered_rows import OrderedRow, RowOrder
 from bytelm.vllm import capture
 from bytelm.vllm.capture import CaptureV1, CaptureV2, Flag, Mask, Sink, ban, flag, flag_of
+from bytelm.vllm.row_maker import RowMaker
 from bytelm.vllm.slots import Slots
 
 WIDTH = 11
@@ -102,6 +103,27 @@ def test_sink_writes_any_number_of_rows_wherever_they_are(slots, monkeypatch, co
         sink.write(logits_of(*range(11)), flags)
         for row, (slot, nonce) in flags.items():
             assert_row(slots, slot, nonce, seed=row)
+
+
+def test_sink_shares_out_no_tensor_and_leaves_threads_as_they_were(slots, monkeypatch):
+    threads, make = [], RowMaker.make
+
+    def counted(self, *args):
+        threads.append(torch.get_num_threads())
+        make(self, *args)
+
+    monkeypatch.setattr(RowMaker, "make", counted)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        sink = Sink(slots.address, CPU)
+        sink.write(logits_of(1), {0: Flag(0, 1)})
+        with pytest.raises(IndexError):
+            sink.write(logits_of(1), {0: Flag(99, 1)})
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    assert threads == [1, 1]
 
 
 def test_sink_touches_no_other_slot(slots):
