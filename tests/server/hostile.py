@@ -114,6 +114,7 @@ HOSTILE: dict[str, Request] = {
     "the best bytes everywhere": call(
         SCORE, context="a", continuations=[ENGLISH[:1000]], spans="words", top=256
     ),
+    "rows of a session": call(ON_BYTES + "/rows", text=ENGLISH[:5_000], usage=True),
     "a prompt of a million ids": call(COMPLETE, prompt=[5] * 1_000_000),
     "a prompt of a million wrong ids": call(COMPLETE, prompt=[5] * 999_999 + [256]),
     "thousands of prompts": call(COMPLETE, prompt=[[5] * 100] * 8000),

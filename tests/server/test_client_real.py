@@ -97,6 +97,27 @@ async def test_an_ensemble_of_two_prompts(client: AsyncClient) -> None:
         await state.cleanup()
 
 
+async def test_rows_are_what_a_walk_reads(client: AsyncClient, real: str, tmp_path: Path) -> None:
+    text = b"The capital of France is Paris."
+    rows = await client.rows("", text)
+    walked = []
+    async with await RemoteByteLM.initial(client) as state:
+        read = [q.ps async for q in state.rows(text)]
+        for b in [*text, None]:
+            walked.append((await state.logp_next()).ps)
+            if b is not None:
+                state = await (state.prune() << b)
+    assert np.abs(np.exp(walked) - np.exp(read)).max() < CLOSE
+    assert np.abs(np.exp(rows[:, :256]) - np.exp(read)[:, :256]).max() < CLOSE
+    scored = await client.score("", text, per_byte=True)
+    assert scored.logprobs is not None
+    assert np.allclose(rows[np.arange(len(text)), list(text)], scored.logprobs, atol=1e-3)
+    (tmp_path / "text").write_bytes(text)
+    flags = ["--output", str(tmp_path / "rows.npy"), "--dtype", "float16", "--url", real]
+    output("rows", str(tmp_path / "text"), *flags)
+    assert np.abs(np.exp(np.load(tmp_path / "rows.npy")) - np.exp(rows)).max() < 1e-3
+
+
 async def test_a_remote_token_lm_is_the_engines(client: AsyncClient, real: str) -> None:
     lm = RemoteTokenLM(real)
     row = await lm.next_token_logprobs([1, 42, 43])
