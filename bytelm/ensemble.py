@@ -31,6 +31,7 @@ from bytelm.errors import EmptyBeam, InputError, Terminated
 from bytelm.logprobs import EOS, SIZE, LazyByteProbs, check_symbol, checked_bytes
 
 T = TypeVar("T")
+E = TypeVar("E", bound="Ensemble")
 
 OUT = np.full(SIZE, -np.inf)
 """What a model that is out says of the next symbol."""
@@ -185,14 +186,18 @@ class Ensemble(StatefulByteLM):
         if not added:
             return self
         if self.mode == "mixture":
-            state = self
-            for b in added:
-                state = await state.prune().advanced(b)
-            return state
+            walk = self.through(added)
+            for _ in added:
+                await walk.advance()
+            return walk.state
         filled = await _gather(
             _nothing() if state is None else _prefilled(state, added) for state in self.states
         )
         return self._moved(filled, self.log_weights, added)
+
+    def through(self, text: bytes, share: int = 1) -> Walk[Self]:
+        """See ``StatefulByteLM``; each model walks in its own way, in waves if it can."""
+        return _Walk(self, text, share)
 
     async def rows(self, bs: bytes | Iterable[int]) -> AsyncGenerator[LazyByteProbs, None]:
         """See ``StatefulByteLM``; each model reads the text in its own way, in waves if it can."""
@@ -243,11 +248,61 @@ class Ensemble(StatefulByteLM):
         return "\n".join(lines) + "\n"
 
 
-class _Reading(StatefulByteLM):
-    """A model that reads a text by its ``rows``: a state that moves on, for one walk alone."""
+class _Walk(Walk[E]):
+    """The walk of an ensemble whose models walk in their own ways."""
+
+    def __init__(self, state: E, text: bytes, share: int) -> None:
+        self._walks = [None if one is None else one.through(text, share) for one in state.states]
+        walking = [None if walk is None else _Walking(walk) for walk in self._walks]
+        super().__init__(state._with(walking, state.log_weights), text)
+        self._before = state
+
+    @property
+    def state(self) -> E:
+        """Where it stands: the models' own states, of those that could go on."""
+        states = [
+            None if one is None or walk is None else walk.state
+            for one, walk in zip(self._state.states, self._walks, strict=True)
+        ]
+        return self._before._with(states, self._state.log_weights, self._text[: self._at])
+
+
+class _Moving(StatefulByteLM):
+    """A model on its way through a text that is known: a state that moves, for one walk alone."""
+
+    def prune(self) -> Self:
+        return self
+
+    async def prefill(self, bs: bytes | Iterable[int]) -> Self:
+        raise NotImplementedError("its text is known")
+
+    @property
+    def context(self) -> bytes:
+        raise NotImplementedError("it is the ensemble's")
+
+
+class _Walking(_Moving):
+    """One that goes by its walk."""
+
+    def __init__(self, walk: Walk[StatefulByteLM]) -> None:
+        self._walk = walk
+
+    @property
+    def at_limit(self) -> bool:
+        return self._walk.at_limit
+
+    async def logp_next(self) -> LazyByteProbs:
+        return await self._walk.logp_next()
+
+    async def __lshift__(self, b: int) -> Self:
+        await self._walk.advance()
+        return self
+
+
+class _Reading(_Moving):
+    """One that goes by its rows."""
 
     def __init__(self, state: StatefulByteLM, text: bytes) -> None:
-        self._context = state.context
         self._rows = state.rows(text)
         self._row: LazyByteProbs | None = None
 
@@ -259,16 +314,6 @@ class _Reading(StatefulByteLM):
     async def __lshift__(self, b: int) -> Self:
         self._row = await anext(self._rows)
         return self
-
-    def prune(self) -> Self:
-        return self
-
-    async def prefill(self, bs: bytes | Iterable[int]) -> Self:
-        raise NotImplementedError("its text is known")
-
-    @property
-    def context(self) -> bytes:
-        return self._context
 
     async def cleanup(self) -> None:
         await self._rows.aclose()

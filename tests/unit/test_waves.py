@@ -15,6 +15,7 @@ from bytelm.draws import Draw
 from bytelm.ensemble import Ensemble
 from bytelm.errors import ContextTooLong, EmptyBeam
 from bytelm.logprobs import EOS
+from bytelm.score import score_all
 from bytelm.testing import StubLM, merging_vocab
 from bytelm.waves import KnownWalk
 
@@ -219,19 +220,53 @@ async def test_rows_of_an_ensemble_are_those_of_its_walk(mode, other_has):
     assert have == [ps.tolist() for ps in want]
 
 
-async def test_the_models_of_an_ensemble_read_in_waves():
-    text = await likely_text(200)
+async def in_two_ways(mode):
+    """An ensemble whose models read in waves, one whose models do not, and their models."""
     members = [(_Slow(VOCAB), _Slow(VOCAB, 1)) for _ in range(2)]
     for lm in members[0]:
         lm.is_idle = True
-    quick, plain = [
-        Ensemble([await initial(lm, K=3, prune_threshold=0.01) for lm in lms]) for lms in members
-    ]
+    params = {"K": 3, "prune_threshold": 0.01, "deferred": True}
+    made = [Ensemble([await initial(lm, **params) for lm in lms], mode=mode) for lms in members]
+    return *made, *members
+
+
+async def test_the_models_of_an_ensemble_read_in_waves():
+    quick, plain, lms, others = await in_two_ways("mixture")
+    text = await likely_text(200)
     have = [q.ps.tolist() async for q in quick.rows(text)]
     want, _ = await walked(plain, text)
     assert have == [ps.tolist() for ps in want]
-    for lm, other in zip(*members, strict=True):
+    for lm, other in zip(lms, others, strict=True):
         assert lm.asked < other.asked / 4
+
+
+@pytest.mark.parametrize("mode", ["mixture", "pool", "product"])
+async def test_scores_of_an_ensemble_come_in_waves(mode):
+    quick, plain, lms, others = await in_two_ways(mode)
+    text = await likely_text(200)
+    texts = [text, text[:90] + b"cab", b"abc", text[:90] + b" a" + text[90:]]
+    have = await score_all(quick, texts, eos=True)
+    for one, score in zip(texts, have, strict=True):
+        want, _ = await walked(plain, one)
+        assert score.logprobs.tolist() == [ps[b] for ps, b in zip(want, one, strict=False)]
+        assert score.eos == want[-1][EOS]
+    for lm, other in zip(lms, others, strict=True):
+        assert lm.asked < other.asked / 4
+
+
+@pytest.mark.parametrize("other_has", [VOCAB, LETTERS])
+async def test_a_mixture_is_prefilled_in_waves(other_has):
+    """And so it is when one of the models is out on the way."""
+    text = b"abc ab cab bca " * 6
+    states = [await initial(StubLM(has, i), K=3) for i, has in enumerate((VOCAB, other_has))]
+    have = await Ensemble(states).prefill(text)
+    want = (await walked(Ensemble(states), text))[1]
+    assert have.context == want.context == text
+    assert have.log_weights.tolist() == want.log_weights.tolist()
+    assert [one is None for one in have.states] == [one is None for one in want.states]
+    assert (await have.logp_next()).ps.tolist() == (await want.logp_next()).ps.tolist()
+    after = [await (state.prune() << b) for state in (have, want) for b in b"a"]
+    assert after[0].log_weights.tolist() == after[1].log_weights.tolist()
 
 
 async def test_rows_of_an_ensemble_that_are_left_end_all_evaluations():
