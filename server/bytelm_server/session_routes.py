@@ -37,9 +37,7 @@ _OF_ONE: Responses = {
     410: {"model": ErrorBody, "description": "The session has expired."},
 }
 _MOVES: Responses = {**_OF_ONE, **_CHANGES}
-_ROWS: dict[str, Any] = {
-    OCTETS: {"schema": {"type": "string", "format": "binary"}},
-}
+_ROWS: dict[str, Any] = {OCTETS: {"schema": {"type": "string", "format": "binary"}}}
 
 router = APIRouter(route_class=JsonRoute)
 

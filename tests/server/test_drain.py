@@ -91,6 +91,21 @@ async def test_a_stream_that_takes_too_long_ends_with_an_error(
     assert await ended(server) == 0
 
 
+async def test_rows_that_take_too_long_end_with_an_error(
+    slow: tuple[Any, httpx.AsyncClient],
+) -> None:
+    server, http = slow
+    await http.post("/test/delay", params={"value": 0.5})
+    body = {"context": "hello", "text": "abcdefghijklmno"}
+    async with http.stream("POST", "/v1/rows", json=body) as response:
+        pieces = response.aiter_raw()
+        await anext(pieces)
+        server.process.send_signal(signal.SIGTERM)
+        rest = b"".join([piece async for piece in pieces])
+    assert b'"draining"' in rest
+    assert await ended(server) == 0
+
+
 async def test_an_idle_server_ends_at_once_after_ctrl_c(
     slow: tuple[Any, httpx.AsyncClient],
 ) -> None:
