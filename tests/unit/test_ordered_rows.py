@@ -117,6 +117,18 @@ async def test_it_is_read_as_the_row_by_id_is(reading, spelling, more):
         assert have.log_prob(token) == pytest.approx(want.log_prob(token), abs=1e-6)
 
 
+def test_a_row_in_its_order_is_read_where_it_is():
+    """What is not asked for is not even looked at: here there is nothing."""
+    row = in_order(StubLM(VOCAB).row([0]))
+    ends = row.values[row.order.places[list(VOCAB.eos_token_ids)]]
+    row.values = np.full(VOCAB.size, np.nan, np.float32)
+    row.values[row.order.places[list(VOCAB.eos_token_ids)]] = ends
+    source = RowSource(StubLM(VOCAB))
+    read = source.read(row)
+    assert read.made is row
+    assert read.root == pytest.approx(source.read(StubLM(VOCAB).row([0])).root, rel=1e-6)
+
+
 def test_a_reading_of_another_order_is_made_once():
     source = RowSource(StubLM(VOCAB), literal=True)
     order = TokenTrie.of(VOCAB).row_order
