@@ -143,7 +143,7 @@ def test_a_client_that_goes_away_leaves_the_session_where_it_was(
 ) -> None:
     with httpx.Client(base_url=start_stub(), timeout=60) as http:
         session = Session(http, http.post("/v1/sessions", json={"context": "he"}).json())
-        http.post("/test/delay", params={"value": 0.05})
+        http.post("/test/delay", params={"value": 0.2})
         body = {"text": "abcdefghijklmno"}
         with http.stream("POST", f"{session.url}/rows", json=body) as answer:
             next(answer.iter_raw())
