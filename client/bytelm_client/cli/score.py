@@ -42,8 +42,8 @@ def score(
     threshold: Threshold = None,
     tokenizations: Tokenizations = None,
     concurrency: Annotated[
-        int, typer.Option("--concurrency", min=1, help="Windows at the same time.")
-    ] = 4,
+        int, typer.Option("--concurrency", min=1, help="Pieces of windows at the same time.")
+    ] = 8,
     url: models.Url = None,
     api_key: models.ApiKey = None,
     model: models.Model = "default",

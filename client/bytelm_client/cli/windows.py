@@ -28,8 +28,9 @@ T = TypeVar("T")
 Ask = Callable[[bytes, bytes], Awaitable[int]]
 """From the bytes before a text, and the text, to how many bytes of it are done with."""
 
-PIECE = 4096
-"""Bytes that one call reads at most: the whole of most windows, whose context is read for each."""
+PIECE = 256
+"""Bytes that one call reads at most. Longer ones take more evaluations, where all tokenizations
+count, and are no faster: while a call waits for a wave, others compute."""
 BYTES_PER_TOKEN = 2
 """So many at least are in most texts; a window of more tokens than that is cut."""
 
