@@ -317,7 +317,9 @@ class EngineSettings(BaseSettings):
         description="Run code that comes with a model; only where you trust whoever made it.",
     )
     vllm_metrics: bool = Field(
-        False, description="Let vLLM count for Prometheus, too: its metrics are in /metrics then."
+        False,
+        description="Let vLLM count for Prometheus, too: its metrics are in /metrics then. "
+        "Evaluations that are sent together are one request there.",
     )
 
     @contextlib.contextmanager

@@ -11,8 +11,8 @@ asked for waits for the first answer to it, with which vLLM's step ends and most
     task C        │  = a step  │       ask ─┘  = a step  └─ row …
     task D        └────────────┼─ (asked meanwhile)
 
-How vLLM keeps from starting before all of a burst has arrived is in ``burst_scheduler.py``. This
-module must not know vLLM, nor what is sent.
+How all of a burst arrives at one moment is in ``burst_scheduler.py``. This module must not know
+vLLM, nor what is sent.
 """
 
 from __future__ import annotations
@@ -70,6 +70,11 @@ class Bursts(Generic[T]):
     def put(self, item: T) -> None:
         """Have something sent with the next burst."""
         self._wanted.append(item)
+        self._changed.set()
+
+    def put_back(self, items: list[T]) -> None:
+        """Have the last of a burst sent with the next one, before all else."""
+        self._wanted[:0] = items
         self._changed.set()
 
     async def run(self) -> None:

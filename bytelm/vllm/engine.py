@@ -1,8 +1,8 @@
 """The engine: a token LM that runs in vLLM's processes.
 
 :class:`VllmEngine` owns one ``AsyncLLM``. An evaluation is a request for one token whose full
-log-probabilities a worker writes into shared memory (``capture.py``, ``slots.py``); native
-generation is an ordinary request. This module must not know bytes or beams.
+log-probabilities a worker writes into shared memory (``evaluations.py``); native generation is an
+ordinary request. This module must not know bytes or beams.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import operator
 import threading
-from collections.abc import AsyncGenerator, Iterator, Sequence
-from dataclasses import dataclass, field
+from array import array
+from collections.abc import AsyncGenerator, Coroutine, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,16 +25,12 @@ from bytelm.errors import ContextTooLong, EngineDead, EngineError, EngineStartEr
 from bytelm.ordered_rows import OrderedRow
 from bytelm.settings import EngineSettings
 from bytelm.token_lm import Chunk, Usage
-from bytelm.vllm.bursts import Burst, Bursts
-from bytelm.vllm.slots import SlotPool
+from bytelm.vllm.evaluations import Evaluations
 from bytelm.vllm.start import Started, engine_cores, shut_down, start
 from bytelm.vllm.tail_index import TailCounts
 
 if TYPE_CHECKING:
     from vllm.outputs import RequestOutput
-    from vllm.v1.engine.output_processor import RequestOutputCollector
-
-Key = tuple[tuple[int, ...], str | None]
 
 DEATH_POLL_SECONDS = 0.2
 HIGHEST_TEMPERATURE = 2  # that vLLM takes
@@ -65,29 +61,6 @@ class EngineStats:
     in_flight: int
     slots: int
     slots_free: int
-
-
-@dataclass(eq=False)
-class _Evaluation:
-    """One request and all the calls that wait for its row."""
-
-    key: Key
-    row: asyncio.Future[OrderedRow]
-    usage: Usage  # of the call that came first
-    waiters: int = 0
-    request_id: str | None = None  # None until it has a slot and is sent
-    abort: asyncio.Task[None] | None = None
-    task: asyncio.Task[None] | None = field(default=None, repr=False)
-
-
-@dataclass(eq=False)
-class _Outgoing:
-    """An evaluation that has a slot and waits to be sent."""
-
-    evaluation: _Evaluation
-    slot: int
-    nonce: int
-    sent: asyncio.Future[tuple[RequestOutputCollector, Burst]]
 
 
 class VllmEngine:
@@ -122,22 +95,17 @@ class VllmEngine:
         self._llm = llm
         self._processes = started.processes
         self._slots = started.slots
-        self._pool = SlotPool(started.slots.address.count)
-        self._doubtful: list[int] = []
-        self._settling: asyncio.Task[None] | None = None
-        self._in_flight: dict[Key, _Evaluation] = {}  # those that a new call may join
-        self._unfinished = 0
         self._read_ahead = started.read_ahead
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._bursts: Bursts[_Outgoing] = Bursts(self._send, started.bursts)
-        self._nonces = itertools.count(1)
-        self._shared = 0
-        self._total = Usage()
+        self._generations = itertools.count(1)
         self._tails: dict[int, TailCounts] = {}  # of each of vLLM's engine cores
-        self._dead: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self.total = Usage()
+        self.dead: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._closing: asyncio.Task[None] | None = None
-        self._spawn(self._watch())
-        self._spawn(self._bursts.run())
+        self._evaluations = Evaluations(
+            self, llm, started.slots, started.bursts, together=started.together
+        )
+        self.spawn(self._watch())
 
     # Life
 
@@ -189,7 +157,7 @@ class VllmEngine:
     @property
     def is_alive(self) -> bool:
         """Whether calls can be answered."""
-        return not self._dead.done() and not self._llm.errored
+        return not self.dead.done() and not self._llm.errored
 
     @property
     def is_idle(self) -> bool:
@@ -197,21 +165,21 @@ class VllmEngine:
 
         Never, where reading ahead is off by setting.
         """
-        busy = self._unfinished or self._llm.output_processor.has_unfinished_requests()
-        return self._read_ahead and not busy and self._bursts.last <= FEW
+        busy = self._evaluations.unfinished or self._llm.output_processor.has_unfinished_requests()
+        return self._read_ahead and not busy and self._evaluations.last_burst <= FEW
 
     @property
     def stats(self) -> EngineStats:
         """Counters since the start."""
         return EngineStats(
-            evaluations=self._total.evaluations,
-            shared=self._shared,
-            tokens_computed=self._total.tokens_computed,
-            tokens_cached=self._total.tokens_cached,
+            evaluations=self.total.evaluations,
+            shared=self._evaluations.shared,
+            tokens_computed=self.total.tokens_computed,
+            tokens_cached=self.total.tokens_cached,
             tails=TailCounts.sum(self._tails.values()),
-            in_flight=self._unfinished,
+            in_flight=self._evaluations.unfinished,
             slots=self._slots.address.count,
-            slots_free=len(self._pool),
+            slots_free=len(self._evaluations.pool),
         )
 
     async def close(self) -> None:
@@ -245,7 +213,7 @@ class VllmEngine:
             for task in self._tasks:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
-            self._pool.clear()  # whoever still has a row would keep all of this memory
+            self._evaluations.pool.clear()  # whoever still has a row would keep all of this memory
             self._slots.close()
         # Its destructor must not be left to the interpreter's end, when its modules are gone.
         del self._llm
@@ -257,23 +225,21 @@ class VllmEngine:
 
     def _die(self, reason: str) -> None:
         """Answer every waiting and every later call with EngineDead."""
-        if self._dead.done():
+        if self.dead.done():
             return
-        self._dead.set_result(reason)
-        for evaluation in self._in_flight.values():
-            if not evaluation.row.done():
-                evaluation.row.set_exception(EngineDead(reason))
-        self._in_flight.clear()
+        self.dead.set_result(reason)
+        self._evaluations.fail(EngineDead(reason))
         # vLLM does so itself when a process dies, but not when it is shut down.
         from vllm.v1.engine.exceptions import EngineDeadError
 
         self._llm.output_processor.propagate_error(EngineDeadError())
 
     def _check_alive(self) -> None:
-        if self._dead.done():
-            raise EngineDead(self._dead.result())
+        if self.dead.done():
+            raise EngineDead(self.dead.result())
 
-    def _spawn(self, coroutine: Any) -> asyncio.Task[Any]:
+    def spawn(self, coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """Run something until it ends or the engine is closed."""
         task = asyncio.create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -315,25 +281,17 @@ class VllmEngine:
         An evaluation that is shared counts for the call that came first.
         """
         self._check_alive()
-        key = (self._checked(token_ids), cache_salt)
-        evaluation = self._in_flight.get(key)
-        if evaluation is None:
-            row = asyncio.get_running_loop().create_future()
-            evaluation = _Evaluation(key, row, usage)
-            self._in_flight[key] = evaluation
-            evaluation.task = self._spawn(self._evaluate(evaluation))
-        else:
-            self._shared += 1
-        evaluation.waiters += 1
-        try:
-            return await asyncio.shield(evaluation.row)
-        finally:
-            evaluation.waiters -= 1
-            if not evaluation.waiters and not evaluation.row.done():
-                self._abandon(evaluation)
+        ids = self._checked(token_ids)
+        return await self._evaluations.row((ids.tobytes(), cache_salt), usage)
 
-    def _checked(self, token_ids: Sequence[int]) -> tuple[int, ...]:
-        ids = tuple(map(operator.index, token_ids))
+    def _checked(self, token_ids: Sequence[int]) -> array[int]:
+        """The ids as int32."""
+        size = self.vocab.size
+        try:
+            ids = array("i", tuple(token_ids))
+        except OverflowError:
+            wrong = next(i for i in token_ids if not 0 <= i < size)
+            raise InputError(f"token id {wrong} is outside 0..{size - 1}") from None
         if not ids:
             raise InputError("the context has no tokens: give at least one, such as BOS")
         if len(ids) >= self.max_model_len:
@@ -341,125 +299,11 @@ class VllmEngine:
                 f"the context has {len(ids)} tokens, the model takes {self.max_model_len - 1} "
                 "at most"
             )
-        if min(ids) < 0 or max(ids) >= self.vocab.size:
-            wrong = next(i for i in ids if not 0 <= i < self.vocab.size)
-            raise InputError(f"token id {wrong} is outside 0..{self.vocab.size - 1}")
+        # What is negative is a large number without a sign.
+        if np.frombuffer(ids, np.uint32).max() >= size:
+            wrong = next(i for i in ids if not 0 <= i < size)
+            raise InputError(f"token id {wrong} is outside 0..{size - 1}")
         return ids
-
-    def _abandon(self, evaluation: _Evaluation) -> None:
-        """End an evaluation for which nobody waits."""
-        evaluation.row.cancel()
-        self._forget(evaluation)
-        if evaluation.request_id is None:
-            assert evaluation.task is not None
-            evaluation.task.cancel()  # still waiting for a slot, or for its burst
-        else:
-            evaluation.abort = self._spawn(self._llm.abort(evaluation.request_id))
-
-    def _forget(self, evaluation: _Evaluation) -> None:
-        if self._in_flight.get(evaluation.key) is evaluation:
-            del self._in_flight[evaluation.key]
-
-    async def _evaluate(self, evaluation: _Evaluation) -> None:
-        """Send a request, wait for its end, hand its row to the waiters and its slot back."""
-        self._unfinished += 1
-        try:
-            await self._use_slot(evaluation, await self._pool.acquire())
-        finally:
-            self._unfinished -= 1
-
-    async def _use_slot(self, evaluation: _Evaluation, slot: int) -> None:
-        try:
-            row = await self._row(evaluation, slot)
-        except asyncio.CancelledError:
-            self._pool.release(slot)  # it was not sent
-            raise
-        except Exception as error:
-            if evaluation.abort is not None:
-                await asyncio.wait({evaluation.abort})
-            self._doubt(slot)
-            self._forget(evaluation)
-            if not evaluation.row.done():
-                evaluation.row.set_exception(error)
-        else:
-            self._pool.hold(slot, row)
-            self._forget(evaluation)
-            if not evaluation.row.done():
-                evaluation.row.set_result(row)
-
-    async def _row(self, evaluation: _Evaluation, slot: int) -> OrderedRow:
-        self._check_alive()
-        sent = asyncio.get_running_loop().create_future()
-        outgoing = _Outgoing(evaluation, slot, next(self._nonces), sent)
-        self._bursts.put(outgoing)
-        with self._engine_errors():
-            answers, burst = await sent
-            try:
-                output = await answers.get()
-            finally:
-                burst.answered()
-        self._count(output, len(evaluation.key[0]), evaluation.usage)
-        reason = output.outputs[0].finish_reason
-        if reason != "length":
-            raise EngineError(f"the engine ended an evaluation with {reason!r}")
-        return self._slots.read(slot, outgoing.nonce)
-
-    async def _send(self, wanted: list[_Outgoing], burst: Burst) -> bool:
-        """Send a burst; False if nothing was to be sent any more."""
-        live = [outgoing for outgoing in wanted if not outgoing.sent.done()]
-        for outgoing in live:
-            # From here on it is given up by an abort, not by its task's end.
-            outgoing.evaluation.request_id = f"row-{outgoing.nonce}"
-        sent = 0
-        waits = False
-        for left, outgoing in zip(range(len(live) - 1, -1, -1), live, strict=True):
-            evaluation = outgoing.evaluation
-            token_ids, cache_salt = evaluation.key
-            assert evaluation.request_id is not None
-            try:
-                answers = await self._llm.add_request(
-                    evaluation.request_id,
-                    self._requests.prompt(token_ids, cache_salt),
-                    self._requests.row_params(outgoing.slot, outgoing.nonce, more=left > 0),
-                )
-            except Exception as error:
-                outgoing.sent.set_exception(error)
-                continue
-            sent += 1
-            waits = left > 0
-            for tally in (evaluation.usage, self._total):
-                tally.evaluations += 1
-            outgoing.sent.set_result((answers, burst))
-        if waits:
-            # The last one failed, for which the engine still waits.
-            await self._llm.resume_generation()
-        return sent > 0
-
-    def _doubt(self, slot: int) -> None:
-        """Release a slot as soon as no step can write into it that belongs to its last request."""
-        self._doubtful.append(slot)
-        if self._settling is None:
-            self._settling = self._spawn(self._settle())
-
-    async def _settle(self) -> None:
-        """Ask the engine something after the aborts, and release the slots when it answers.
-
-        The engine takes messages in order and between steps. When it answers, every step that
-        could hold the aborted requests has been handed to the workers, who write in order too:
-        what such a step writes comes before the row of a request that is added from now on.
-        """
-        while self._doubtful:
-            slots, self._doubtful = self._doubtful, []
-            if not self._dead.done():
-                answer = asyncio.ensure_future(self._llm.is_paused())
-                await asyncio.wait({answer, self._dead}, return_when=asyncio.FIRST_COMPLETED)
-                if not answer.done():
-                    answer.cancel()
-                elif answer.exception() is not None:
-                    await asyncio.wait({self._dead})  # only a dead engine does not answer
-            for slot in slots:
-                self._pool.release(slot)
-        self._settling = None
 
     # Native generation
 
@@ -508,7 +352,7 @@ class VllmEngine:
         )
         prompt = self._requests.prompt(ids, cache_salt)
         async with contextlib.aclosing(
-            self._requested(prompt, params, f"generate-{next(self._nonces)}", usage or Usage())
+            self._requested(prompt, params, f"generate-{next(self._generations)}", usage or Usage())
         ) as outputs:
             async for output in outputs:
                 part = output.outputs[0]
@@ -521,12 +365,13 @@ class VllmEngine:
     ) -> AsyncGenerator[RequestOutput, None]:
         """The outputs of a request to vLLM, counted, with bytelm's errors."""
         length = len(prompt["prompt_token_ids"])
-        with self._engine_errors():
+        with self.errors():
             async with contextlib.aclosing(
                 self._llm.generate(prompt, params, request_id)
             ) as outputs:
                 async for output in outputs:
                     self._count(output, length, usage)
+                    self.note(output)
                     # Only the first one says what was cached; it counts the prompt.
                     length = 0
                     yield output
@@ -537,15 +382,18 @@ class VllmEngine:
         if prompt_length and output.num_cached_tokens is not None:
             cached = output.num_cached_tokens
             computed += prompt_length - cached - 1
-        for tally in (usage, self._total):
+        for tally in (usage, self.total):
             tally.tokens_computed += computed
             tally.tokens_cached += cached
+
+    def note(self, output: RequestOutput) -> None:
+        """Take note of what the tails did, if an output says so."""
         if output.kv_transfer_params is not None:
             core, counts = TailCounts.reported(output.kv_transfer_params)
             self._tails[core] = counts
 
     @contextlib.contextmanager
-    def _engine_errors(self) -> Iterator[None]:
+    def errors(self) -> Iterator[None]:
         """Errors of vLLM as errors of bytelm."""
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
@@ -553,6 +401,6 @@ class VllmEngine:
             yield
         except EngineDeadError as error:
             self._die(DIED)
-            raise EngineDead(self._dead.result()) from error
+            raise EngineDead(self.dead.result()) from error
         except EngineGenerateError as error:
             raise EngineError(f"the engine failed on a request: {error.__cause__}") from error

@@ -6,8 +6,7 @@ owners.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from copy import copy
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,18 +14,11 @@ from vllm import SamplingParams
 from vllm.inputs import TokensInput, tokens_input
 from vllm.sampling_params import RequestOutputKind
 
-from bytelm.vllm.burst_scheduler import more_follow
-from bytelm.vllm.capture import ban, flag
+from bytelm.vllm.burst_message import Asked, pack
+from bytelm.vllm.capture import ban
 
-# To make and check these takes longer than all else that is done for a request.
-_ROW = SamplingParams(
-    max_tokens=1,
-    temperature=0.0,
-    ignore_eos=True,
-    detokenize=False,
-    output_kind=RequestOutputKind.FINAL_ONLY,
-    skip_clone=True,
-)
+CARRIED: Sequence[int] = (0,)
+"""What a carrier has for a context: vLLM wants one, which nobody reads."""
 
 
 def prompt(token_ids: Sequence[int], cache_salt: str | None) -> TokensInput:
@@ -34,17 +26,17 @@ def prompt(token_ids: Sequence[int], cache_salt: str | None) -> TokensInput:
     return tokens_input(list(token_ids), cache_salt=cache_salt)
 
 
-def row_params(slot: int, nonce: int, *, more: bool) -> SamplingParams:
-    """The parameters of an evaluation.
-
-    Args:
-        slot: where its row goes.
-        nonce: what is written beside it.
-        more: whether more requests of its burst follow.
-    """
-    params = copy(_ROW)
-    params.extra_args = flag(slot, nonce) | more_follow(more)
-    return params
+def burst_params(asked: Iterable[Asked]) -> SamplingParams:
+    """The parameters of the carrier of a burst, which seems to generate the report of its ends."""
+    return SamplingParams(
+        max_tokens=1,
+        temperature=0.0,
+        ignore_eos=True,
+        detokenize=False,
+        output_kind=RequestOutputKind.DELTA,
+        extra_args=pack(asked),
+        skip_clone=True,
+    )
 
 
 def generation_params(

@@ -60,6 +60,7 @@ class Started:
     fingerprint: str
     processes: tuple[psutil.Process, ...]  # of the engine, below this one
     bursts: int = 1  # of evaluations that may be under way at a time
+    together: bool = True  # whether a burst is one message
     read_ahead: bool = True
     chat_template: ChatTemplate | None = None
 
@@ -128,8 +129,7 @@ def _start(model: str, settings: EngineSettings, device: str, given_up: threadin
     try:
         config.model_config.logits_processors = [processor(config)]
         config.additional_config = slots.address
-        if (waiting := burst_scheduler.scheduler(config)) is not None:
-            config.scheduler_config.scheduler_cls = waiting
+        config.scheduler_config.scheduler_cls = burst_scheduler.scheduler(config)
         before = set(engine_cores())
         with _main_module_hidden():
             llm = _async_llm().from_vllm_config(config, disable_log_stats=not settings.vllm_metrics)
@@ -147,6 +147,7 @@ def _start(model: str, settings: EngineSettings, device: str, given_up: threadin
         fingerprint=fingerprint,
         processes=tuple(cores + workers),
         bursts=bursts,
+        together=config.parallel_config.data_parallel_size == 1,
         read_ahead=settings.read_ahead,
         chat_template=template,
     )

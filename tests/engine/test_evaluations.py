@@ -30,13 +30,13 @@ def contexts_of(lengths, vocab) -> list[list[int]]:
 def small_pool(engine, monkeypatch):
     """Only two slots, for a test that wants them to run out."""
     pool = SlotPool(2)
-    monkeypatch.setattr(engine, "_pool", pool)
+    monkeypatch.setattr(engine._evaluations, "pool", pool)
     return pool
 
 
 async def quiet(engine) -> None:
     """Wait until the engine has settled all that was aborted."""
-    while engine.stats.in_flight or engine._settling:  # noqa: ASYNC110
+    while not engine._evaluations.is_settled:  # noqa: ASYNC110
         await asyncio.sleep(0.02)
 
 
@@ -193,6 +193,25 @@ async def test_an_evaluation_is_aborted_when_the_last_waiter_leaves(engine, monk
     assert engine.stats.slots_free == engine.stats.slots
 
 
+async def test_the_others_of_a_burst_go_on_when_one_is_given_up(engine, reference):
+    contexts = contexts_of([900, 1000, 1100], engine.vocab)
+    before = engine.stats.evaluations
+    calls = [
+        asyncio.create_task(engine.next_token_logprobs(context, cache_salt="others"))
+        for context in contexts
+    ]
+    while engine.stats.evaluations < before + 3:  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    calls[1].cancel()
+    first, left, last = await asyncio.gather(*calls, return_exceptions=True)
+    assert isinstance(left, asyncio.CancelledError)
+    for row, context in ((first, contexts[0]), (last, contexts[2])):
+        expected = await reference.next_token_logprobs(context)
+        np.testing.assert_allclose(row, expected, atol=1e-3, rtol=0)
+    await quiet(engine)
+    assert engine.stats.slots_free == engine.stats.slots
+
+
 async def test_a_new_call_does_not_join_an_aborted_evaluation(engine, reference):
     (context,) = contexts_of([600], engine.vocab)
     (left,) = await sent(engine, context, 1, "anew")
@@ -210,9 +229,8 @@ async def test_callers_wait_when_slots_run_out(engine, small_pool):
     contexts = contexts_of(range(20, 32), engine.vocab)
     alone = [await engine.next_token_logprobs(c, cache_salt="alone") for c in contexts]
     calls = [asyncio.create_task(engine.next_token_logprobs(c)) for c in contexts]
-    await asyncio.sleep(0)
-    await asyncio.sleep(0)
-    assert len(small_pool) == 0
+    while len(small_pool):  # noqa: ASYNC110
+        await asyncio.sleep(0)
     for row, expected in zip(await asyncio.gather(*calls), alone, strict=True):
         np.testing.assert_allclose(row, expected, atol=1e-4, rtol=0)
     assert len(small_pool) == 2
@@ -236,7 +254,7 @@ async def test_cancelling_half_of_500_mixes_no_rows_and_loses_no_slot(
     engine, reference, monkeypatch, slots
 ):
     pool = SlotPool(slots)
-    monkeypatch.setattr(engine, "_pool", pool)
+    monkeypatch.setattr(engine._evaluations, "pool", pool)
     choose = random.Random(slots)
     distinct = contexts_of([choose.randrange(1, 60) for _ in range(25)], engine.vocab)
     expected = [await reference.next_token_logprobs(context) for context in distinct]

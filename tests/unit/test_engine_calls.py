@@ -2,6 +2,7 @@
 
 import asyncio
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,8 +11,7 @@ from vllm.v1.engine.exceptions import EngineDeadError
 from bytelm.errors import EngineDead, EngineError
 from bytelm.ordered_rows import RowOrder
 from bytelm.token_lm import Usage
-from bytelm.vllm.burst_scheduler import KEY as MORE
-from bytelm.vllm.capture import flag_of
+from bytelm.vllm.burst_message import Asked, Told, report, unpack
 from bytelm.vllm.engine import VllmEngine
 from bytelm.vllm.slots import Slots, attach
 from bytelm.vllm.start import Started
@@ -21,7 +21,10 @@ ORDER = RowOrder(np.arange(WIDTH)[::-1].copy(), np.array([0, 3, WIDTH]))
 
 
 class FakeLLM:
-    """What the engine uses of AsyncLLM. Requests wait until the test finishes them."""
+    """What the engine uses of AsyncLLM. Evaluations and generations wait for the test to end them.
+
+    Evaluations arrive in bursts: a carrier, whose answers are a queue.
+    """
 
     def __init__(self, address) -> None:
         self.vllm_config = SimpleNamespace(device_config=SimpleNamespace(device_type="cpu"))
@@ -29,63 +32,100 @@ class FakeLLM:
         self.errored = False
         self.output_handler = None
         self.output_processor = SimpleNamespace(propagate_error=self.fail_all)
-        self.requests: dict[str, asyncio.Future] = {}
-        self.flags: dict[str, tuple[int, int]] = {}
+        self.engine_core = SimpleNamespace(abort_requests_async=self.abort_some)
+        self.requests: dict[str, Any] = {}  # evaluations by nonce, generations by name
+        self.asked: dict[str, Asked] = {}
+        self.answers: dict[str, asyncio.Queue] = {}  # of carriers
         self.log: list[str] = []
-        self.sent: list[tuple[str, bool]] = []  # evaluations, and whether more follow
-        self.refused: set[str] = set()
-        self.answers = asyncio.Event()
-        self.answers.set()
+        self.sent: list[list[str]] = []  # the evaluations of each message
+        self.refused = 0  # messages, from now on
+        self.replies = asyncio.Event()
+        self.replies.set()
+        self.accepts = asyncio.Event()
+        self.accepts.set()
         self.mapped = attach(address)
 
-    def write(self, request_id: str, *, nonce: int | None = None) -> None:
-        slot, own = self.flags[request_id]
+    def write(self, request: str, *, nonce: int | None = None) -> None:
+        own = self.asked[request].nonce
+        slot = self.asked[request].slot
         self.mapped.values[slot] = self.mapped.masses[slot] = own
         self.mapped.nonces[slot] = own if nonce is None else nonce
 
-    def finish(self, request_id: str, reason: str = "length") -> None:
-        self.requests.pop(request_id).set_result(reason)
+    def finish(self, *requests: str, cached: int | None = 0) -> None:
+        """Tell of the ends of evaluations of one burst, in one output."""
+        (carrier,) = {self.requests[request][0] for request in requests}
+        told = [Told(self.requests.pop(request)[1], cached) for request in requests]
+        left = any(one[0] == carrier for one in self.requests.values())
+        self.answer(carrier, list(map(report, told)), None if left else "length")
+
+    def answer(self, carrier: str, numbers: list[int], reason: str | None) -> None:
+        part = SimpleNamespace(finish_reason=reason, token_ids=numbers)
+        output = SimpleNamespace(
+            outputs=[part],
+            finished=reason is not None,
+            num_cached_tokens=0,
+            kv_transfer_params=None,
+        )
+        queue = self.answers[carrier]
+        if reason is not None:
+            del self.answers[carrier]
+        queue.put_nowait(output)
 
     def fail_all(self, error: Exception) -> None:
-        for request in self.requests.values():
-            request.set_exception(error)
+        for queue in self.answers.values():
+            queue.put_nowait(error)
+        self.answers.clear()
         self.requests.clear()
 
-    def add(self, params, request_id) -> None:
+    async def add_request(self, request_id, prompt, params):
+        await self.accepts.wait()
         if self.errored:
             raise EngineDeadError
-        if request_id in self.refused:
+        if self.refused:
+            self.refused -= 1
             raise ValueError("no such request")
-        found = flag_of(params)
-        if found is not None:
-            self.flags[request_id] = found
-        self.requests[request_id] = asyncio.get_running_loop().create_future()
+        names = []
+        for position, asked in enumerate(unpack(params.extra_args)):
+            names.append(f"row-{asked.nonce}")
+            self.asked[names[-1]] = asked
+            self.requests[names[-1]] = (request_id, position)
+        self.sent.append(names)
+        queue = self.answers[request_id] = asyncio.Queue()
 
-    async def answer(self, request):
-        part = SimpleNamespace(finish_reason=await request, token_ids=[0])
-        return SimpleNamespace(outputs=[part], num_cached_tokens=0, kv_transfer_params=None)
+        async def get():
+            found = await queue.get()
+            if isinstance(found, Exception):
+                raise found
+            return found
 
-    async def add_request(self, request_id, prompt, params):
-        self.add(params, request_id)
-        self.sent.append((request_id, params.extra_args[MORE]))
-        request = self.requests[request_id]
-        return SimpleNamespace(get=lambda: self.answer(request))
+        return SimpleNamespace(get=get)
 
     async def generate(self, prompt, params, request_id):
-        self.add(params, request_id)
-        yield await self.answer(self.requests[request_id])
-
-    async def resume_generation(self) -> None:
-        self.log.append("resumed")
+        queue = self.answers[request_id] = asyncio.Queue()
+        self.requests[request_id] = (request_id, 0)
+        found = await queue.get()
+        if isinstance(found, Exception):
+            raise found
+        yield found
 
     async def abort(self, request_id: str) -> None:
-        self.log.append(f"abort {request_id}")
-        if request_id in self.requests:
-            self.finish(request_id, "abort")
+        if request_id not in self.answers:
+            return
+        self.log.append("abort " + " ".join(self._end(lambda name, of: of[0] == request_id)))
+        self.answer(request_id, [], "abort")
+
+    async def abort_some(self, request_ids: list[str]) -> None:
+        self.log.append("abort " + " ".join(self._end(lambda name, of: name in request_ids)))
+
+    def _end(self, which) -> list[str]:
+        names = [name for name, of in self.requests.items() if which(name, of)]
+        for name in names:
+            del self.requests[name]
+        return names
 
     async def is_paused(self) -> bool:
         self.log.append("asked")
-        await self.answers.wait()
+        await self.replies.wait()
         return False
 
     def shutdown(self, timeout: float) -> None:
@@ -127,7 +167,7 @@ async def test_a_row_reaches_its_caller(engine, llm):
     task, request = await call(engine, llm, [1, 2])
     llm.write(request)
     llm.finish(request)
-    np.testing.assert_array_equal(await task, np.full(WIDTH, llm.flags[request][1]))
+    np.testing.assert_array_equal(await task, np.full(WIDTH, llm.asked[request].nonce))
     assert engine.stats.slots_free == 2
 
 
@@ -138,7 +178,7 @@ async def test_nonces_are_never_used_again(engine, llm):
         llm.write(request)
         llm.finish(request)
         await task
-        nonces.append(llm.flags[request][1])
+        nonces.append(llm.asked[request].nonce)
     assert len(set(nonces)) == 4
 
 
@@ -150,7 +190,7 @@ async def test_rows_stay_as_they_are_however_many_somebody_has(engine, llm):
         (request,) = llm.requests
         llm.write(request)
         llm.finish(request)
-        rows[llm.flags[request][1]] = await task
+        rows[llm.asked[request].nonce] = await task
         assert engine.stats.slots_free == 2
         del task
     for nonce, row in rows.items():
@@ -176,7 +216,7 @@ async def test_rows_outlive_the_engine_but_keep_no_slots(engine, llm):
     llm.finish(request)
     row, slots = await task, engine._slots._mapped.slots
     await engine.close()
-    assert row.values.tolist() == [llm.flags[request][1]] * WIDTH
+    assert row.values.tolist() == [llm.asked[request].nonce] * WIDTH
     assert not np.shares_memory(row.values, slots)
 
 
@@ -198,19 +238,19 @@ async def test_a_row_that_was_never_written_is_a_loud_error(engine, llm):
 
 
 async def test_the_slot_of_an_aborted_request_waits_for_the_engines_answer(engine, llm):
-    llm.answers.clear()
+    llm.replies.clear()
     task, request = await call(engine, llm, [1])
     task.cancel()
     await until(lambda: "asked" in llm.log)
     assert llm.log == [f"abort {request}", "asked"]
     await asyncio.sleep(0.02)
     assert engine.stats.slots_free == 1
-    llm.answers.set()
+    llm.replies.set()
     await until(lambda: engine.stats.slots_free == 2)
 
 
 async def test_slots_aborted_meanwhile_wait_for_an_answer_of_their_own(engine, llm):
-    llm.answers.clear()
+    llm.replies.clear()
     first, second = (asyncio.create_task(engine.next_token_logprobs([n])) for n in (1, 2))
     await until(lambda: len(llm.requests) == 2)
     _, late = llm.requests
@@ -219,7 +259,7 @@ async def test_slots_aborted_meanwhile_wait_for_an_answer_of_their_own(engine, l
     second.cancel()
     await until(lambda: f"abort {late}" in llm.log)
     await asyncio.sleep(0.02)
-    llm.answers.set()
+    llm.replies.set()
     await until(lambda: engine.stats.slots_free == 2)
     assert llm.log[-1] == "asked"
     assert llm.log.count("asked") == 2
@@ -237,11 +277,11 @@ async def test_a_request_that_ends_although_its_caller_left_keeps_its_slot_in_or
 
 async def test_calls_of_one_moment_are_sent_as_one_burst(engine, llm):
     tasks = [asyncio.create_task(engine.next_token_logprobs([1, n])) for n in range(2)]
-    await until(lambda: len(llm.sent) == 2)
-    assert [more for _, more in llm.sent] == [True, False]
-    for request, _ in llm.sent:
-        llm.write(request)
-        llm.finish(request)
+    await until(lambda: llm.sent)
+    ((first, second),) = llm.sent
+    llm.write(first)
+    llm.write(second)
+    llm.finish(first, second)
     await asyncio.gather(*tasks)
 
 
@@ -273,27 +313,114 @@ async def test_a_call_that_leaves_before_its_burst_is_sent_costs_nothing(engine,
     third.cancel()
 
 
-async def test_a_burst_whose_last_request_fails_does_not_keep_the_engine_waiting(engine, llm):
-    llm.refused.add("row-2")
+async def test_each_call_of_a_burst_is_answered_as_soon_as_its_end_is_told(engine, llm):
     tasks = [asyncio.create_task(engine.next_token_logprobs([1, n])) for n in range(2)]
-    await until(lambda: llm.log)
-    assert llm.sent == [("row-1", True)]
-    assert llm.log == ["resumed"]
-    with pytest.raises(ValueError, match="no such request"):
-        await tasks[1]
-    llm.write("row-1")
-    llm.finish("row-1")
-    await tasks[0]
+    await until(lambda: llm.sent)
+    ((first, second),) = llm.sent
+    llm.write(second)
+    llm.finish(second)
+    assert (await tasks[1])[0] == llm.asked[second].nonce
+    assert not tasks[0].done()
+    assert engine.stats.slots_free == 1
+    llm.write(first)
+    llm.finish(first)
+    assert (await tasks[0])[0] == llm.asked[first].nonce
 
 
-async def test_a_burst_of_which_nothing_could_be_sent_is_over(engine, llm):
-    llm.refused.add("row-1")
-    with pytest.raises(ValueError, match="no such request"):
-        await engine.next_token_logprobs([1])
+async def test_one_of_a_burst_is_given_up_and_the_others_go_on(engine, llm):
+    tasks = [asyncio.create_task(engine.next_token_logprobs([1, n])) for n in range(2)]
+    await until(lambda: llm.sent)
+    ((first, second),) = llm.sent
+    tasks[0].cancel()
+    await until(lambda: engine.stats.slots_free == 1)
+    assert llm.log == [f"abort {first}", "asked"]
+    llm.write(second)
+    llm.finish(second)
+    await tasks[1]
+    await until(lambda: engine.stats.slots_free == 2)
+    assert engine.stats.in_flight == 0
+
+
+async def test_nothing_is_left_when_the_last_of_a_burst_is_given_up(engine, llm):
+    tasks = [asyncio.create_task(engine.next_token_logprobs([1, n])) for n in range(2)]
+    await until(lambda: llm.sent)
+    for task in tasks:
+        task.cancel()
+    await until(lambda: engine.stats.slots_free == 2)
+    assert (llm.requests, llm.answers) == ({}, {})
+    await until(lambda: len(engine._tasks) == 2)  # the bursts' and the watch over the engine
+
+
+async def test_nothing_is_left_when_one_is_given_up_while_the_last_end_is_told(engine, llm):
+    tasks = [asyncio.create_task(engine.next_token_logprobs([1, n])) for n in range(2)]
+    await until(lambda: llm.sent)
+    ((_, second),) = llm.sent
+    (carrier,) = llm.answers
+    llm.write(second)
+    # The engine core tells of one, and does not know of the other's abort.
+    llm.answer(carrier, [report(Told(llm.requests.pop(second)[1], 0))], None)
+    tasks[0].cancel()
+    await tasks[1]
+    await until(lambda: engine.stats.slots_free == 2)
+    assert (llm.requests, llm.answers) == ({}, {})
+    await until(lambda: len(engine._tasks) == 2)
+
+
+async def test_who_leaves_while_a_burst_is_being_sent_is_given_up_behind_it(engine, llm):
+    llm.accepts.clear()
+    task = asyncio.create_task(engine.next_token_logprobs([1]))
+    await asyncio.sleep(0.05)
+    task.cancel()
+    await asyncio.sleep(0.05)
+    assert engine.stats.slots_free == 1
+    assert llm.log == []
+    llm.accepts.set()
+    await until(lambda: engine.stats.slots_free == 2)
+    assert llm.log == ["abort row-2", "asked"]
+
+
+async def test_a_burst_that_could_not_be_sent_is_over(engine, llm):
+    llm.refused = 1
+    tasks = [asyncio.create_task(engine.next_token_logprobs([1, n])) for n in range(2)]
+    for outcome in await asyncio.gather(*tasks, return_exceptions=True):
+        assert isinstance(outcome, ValueError)
+    await until(lambda: engine.stats.slots_free == 2)
     task, request = await call(engine, llm, [2])
     llm.write(request)
     llm.finish(request)
     await task
+    assert engine.stats.evaluations == 1
+
+
+async def test_what_finds_no_slot_goes_with_the_next_burst(engine, llm):
+    tasks = [asyncio.create_task(engine.next_token_logprobs([1, n])) for n in range(3)]
+    await until(lambda: llm.sent)
+    ((first, second),) = llm.sent
+    llm.write(first)
+    llm.finish(first)
+    await until(lambda: len(llm.sent) == 2)
+    (third,) = llm.sent[1]
+    for request in (second, third):
+        llm.write(request)
+        llm.finish(request)
+    await asyncio.gather(*tasks)
+
+
+async def test_evaluations_are_spread_over_engine_cores_one_by_one(llm):
+    vocab = SimpleNamespace(size=WIDTH)
+    started = Started(llm, llm.owned, vocab, "print", (), together=False)
+    engine = VllmEngine(started, "model")
+    tasks = [asyncio.create_task(engine.next_token_logprobs([1, n])) for n in range(2)]
+    await until(lambda: len(llm.sent) == 2)
+    assert [len(names) for names in llm.sent] == [1, 1]
+    tasks[0].cancel()
+    ((first,), (second,)) = llm.sent
+    await until(lambda: engine.stats.slots_free == 1)
+    assert llm.log == [f"abort {first}", "asked"]
+    llm.write(second)
+    llm.finish(second)
+    await tasks[1]
+    await engine.close()
 
 
 async def test_each_waiter_leaves_alone(engine, llm):
@@ -305,7 +432,7 @@ async def test_each_waiter_leaves_alone(engine, llm):
     assert llm.log == []
     llm.write(request)
     llm.finish(request)
-    assert (await second)[0] == llm.flags[request][1]
+    assert (await second)[0] == llm.asked[request].nonce
 
 
 async def test_an_evaluation_counts_for_the_call_that_came_first(engine, llm):
@@ -314,34 +441,44 @@ async def test_an_evaluation_counts_for_the_call_that_came_first(engine, llm):
     await until(lambda: llm.requests)
     (request,) = llm.requests
     llm.write(request)
-    llm.finish(request)
+    llm.finish(request, cached=2)
     rows = await asyncio.gather(*tasks)
     assert rows[0] is rows[1]
-    assert first == Usage(evaluations=1, tokens_computed=3, tokens_cached=0)
+    assert first == Usage(evaluations=1, tokens_computed=1, tokens_cached=2)
     assert second == Usage()
-    assert (engine.stats.evaluations, engine.stats.tokens_computed) == (1, 3)
+    assert (engine.stats.evaluations, engine.stats.tokens_computed) == (1, 1)
 
 
 async def test_a_new_call_starts_anew_while_an_aborted_one_ends(engine, llm):
-    llm.answers.clear()
+    llm.replies.clear()
     left, old = await call(engine, llm, [1])
     left.cancel()
     await asyncio.gather(left, return_exceptions=True)
     again, new = await call(engine, llm, [1])
-    assert llm.flags[new][0] != llm.flags[old][0]
+    assert llm.asked[new].slot != llm.asked[old].slot
     llm.write(old)  # the step that ran when it was aborted
     llm.write(new)
     llm.finish(new)
-    assert (await again)[0] == llm.flags[new][1]
-    llm.answers.set()
+    assert (await again)[0] == llm.asked[new].nonce
+    llm.replies.set()
 
 
 async def test_an_abort_by_the_engine_is_an_error(engine, llm):
     task, request = await call(engine, llm, [1])
     llm.write(request)
-    llm.finish(request, "abort")
+    await llm.abort(next(iter(llm.answers)))
     with pytest.raises(EngineError, match="'abort'"):
         await task
+    await until(lambda: engine.stats.slots_free == 2)
+
+
+async def test_an_evaluation_that_failed_is_an_error(engine, llm):
+    task, request = await call(engine, llm, [1])
+    llm.finish(request, cached=None)
+    with pytest.raises(EngineError, match="failed on an evaluation"):
+        await task
+    await until(lambda: engine.stats.slots_free == 2)
+    assert engine.stats.in_flight == 0
 
 
 async def test_death_reaches_those_who_wait_for_a_row_and_for_a_slot(engine, llm):
@@ -357,7 +494,7 @@ async def test_death_reaches_those_who_wait_for_a_row_and_for_a_slot(engine, llm
 
 
 async def test_death_reaches_slots_that_wait_for_an_answer(engine, llm):
-    llm.answers.clear()
+    llm.replies.clear()
     task, _ = await call(engine, llm, [1])
     task.cancel()
     await until(lambda: "asked" in llm.log)
