@@ -80,7 +80,7 @@ help:  ## List the commands
 
 .PHONY: setup
 setup: $(INSTALLED)  ## Install into .venv and prepare the default model, once
-	@[ -n "$(MODEL)" ] || .venv/bin/python -m bytelm.models >/dev/null
+	@[ -n "$(MODEL)" ] || .venv/bin/python -m bytelm.download >/dev/null
 
 .PHONY: serve
 serve: setup  ## Serve a model on HOST and PORT (MODEL=, DEVICE=cpu|cuda, ARGS=)

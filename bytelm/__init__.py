@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from bytelm.beam import BeamParams, ByteBeamState
-    from bytelm.byte_lm import StatefulByteLM
-    from bytelm.context import Context, begin
-    from bytelm.draws import Draw
-    from bytelm.ensemble import Ensemble
-    from bytelm.generation import collect, generate
-    from bytelm.logprobs import EOS, Chart, LazyByteProbs
-    from bytelm.token_lm import StatefulTokenizedLM
-    from bytelm.vocab import ByteVocab
+    from bytelm.generating.draws import Draw
+    from bytelm.generating.generation import collect, generate
+    from bytelm.models.byte_lm import StatefulByteLM
+    from bytelm.models.ensemble import Ensemble
+    from bytelm.models.logprobs import EOS, Chart, LazyByteProbs
+    from bytelm.models.token_lm import StatefulTokenizedLM
+    from bytelm.prompts.context import Context, begin
+    from bytelm.vocabulary.vocab import ByteVocab
 
 __all__ = [
     "EOS",
@@ -36,20 +36,20 @@ __all__ = [
 ]
 
 _HOME_OF = {
-    "EOS": "bytelm.logprobs",
+    "EOS": "bytelm.models.logprobs",
     "BeamParams": "bytelm.beam",
     "ByteBeamState": "bytelm.beam",
-    "ByteVocab": "bytelm.vocab",
-    "Chart": "bytelm.logprobs",
-    "Context": "bytelm.context",
-    "Draw": "bytelm.draws",
-    "Ensemble": "bytelm.ensemble",
-    "LazyByteProbs": "bytelm.logprobs",
-    "StatefulByteLM": "bytelm.byte_lm",
-    "StatefulTokenizedLM": "bytelm.token_lm",
-    "begin": "bytelm.context",
-    "collect": "bytelm.generation",
-    "generate": "bytelm.generation",
+    "ByteVocab": "bytelm.vocabulary.vocab",
+    "Chart": "bytelm.models.logprobs",
+    "Context": "bytelm.prompts.context",
+    "Draw": "bytelm.generating.draws",
+    "Ensemble": "bytelm.models.ensemble",
+    "LazyByteProbs": "bytelm.models.logprobs",
+    "StatefulByteLM": "bytelm.models.byte_lm",
+    "StatefulTokenizedLM": "bytelm.models.token_lm",
+    "begin": "bytelm.prompts.context",
+    "collect": "bytelm.generating.generation",
+    "generate": "bytelm.generating.generation",
 }
 
 

@@ -14,22 +14,21 @@ from typing import TYPE_CHECKING, NamedTuple, Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from bytelm import read_ahead
-from bytelm.beam import kernels
+from bytelm.beam import kernels, read_ahead
 from bytelm.beam.candidates import NONE, Candidate, Candidates
 from bytelm.beam.deferred import NOTHING, POINTER, Deferred, Path, log_sum
 from bytelm.beam.judge import Judge
 from bytelm.beam.params import BeamParams
-from bytelm.byte_lm import StatefulByteLM
+from bytelm.beam.read_ahead import Ahead
+from bytelm.beam.rows import Row, RowSource
 from bytelm.errors import ContextTooLong, EmptyBeam, Terminated
-from bytelm.read_ahead import Ahead
-from bytelm.rows import Row, RowSource
-from bytelm.stand_in import START, can_follow
-from bytelm.token_lm import AsyncTokenLM, StatefulTokenizedLM
-from bytelm.trie import ROOT
+from bytelm.models.byte_lm import StatefulByteLM
+from bytelm.models.token_lm import AsyncTokenLM, StatefulTokenizedLM
+from bytelm.vocabulary.stand_in import START, can_follow
+from bytelm.vocabulary.trie import ROOT
 
 if TYPE_CHECKING:
-    from bytelm.healing import Reading
+    from bytelm.beam.healing import Reading
 
 RECENT = 64
 """So many bytes tell which can follow, where not every byte of a token is one."""

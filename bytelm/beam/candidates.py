@@ -11,8 +11,8 @@ import numpy as np
 
 from bytelm.beam import kernels
 from bytelm.beam.deferred import Path
-from bytelm.logprobs import escape
-from bytelm.token_lm import StatefulTokenizedLM
+from bytelm.models.logprobs import escape
+from bytelm.models.token_lm import StatefulTokenizedLM
 
 
 class Candidate(NamedTuple):

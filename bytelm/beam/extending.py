@@ -10,14 +10,13 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from bytelm import read_ahead
-from bytelm.beam import kernels
+from bytelm.beam import kernels, read_ahead
 from bytelm.beam.base import Beam, Wanted
 from bytelm.beam.deferred import Path, log_sum
 from bytelm.beam.late import Known, Part, canonical, gather
-from bytelm.logprobs import EOS
-from bytelm.rows import Row
-from bytelm.trie import ROOT, TokenTrie
+from bytelm.beam.rows import Row
+from bytelm.models.logprobs import EOS
+from bytelm.vocabulary.trie import ROOT, TokenTrie
 
 RESORT = (-2, 0)
 """The key of the last resort."""

@@ -1,7 +1,7 @@
 """Which tokens a candidate may end with, and which candidates are canonical.
 
-Canonical tokenizations are judged token by token (``bytelm.canonical_paths``), so candidates carry
-where they stand: their path is a tuple that knows it.
+Canonical tokenizations are judged token by token (``bytelm.vocabulary.canonical_paths``), so
+candidates carry where they stand: their path is a tuple that knows it.
 
 This module knows paths and vocabularies; it must not know weights.
 """
@@ -9,9 +9,9 @@ This module knows paths and vocabularies; it must not know weights.
 from __future__ import annotations
 
 from bytelm.beam.deferred import Path
-from bytelm.canonical_paths import CanonicalPaths, PathState
 from bytelm.errors import VocabError
-from bytelm.vocab import ByteVocab
+from bytelm.vocabulary.canonical_paths import CanonicalPaths, PathState
+from bytelm.vocabulary.vocab import ByteVocab
 
 
 class _Judged(tuple[int, ...]):

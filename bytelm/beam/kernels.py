@@ -21,8 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bytelm.compiled import compiled
-from bytelm.logprobs import SIZE
-from bytelm.trie import find_child, sum_range
+from bytelm.models.logprobs import SIZE
+from bytelm.vocabulary.trie import find_child, sum_range
 
 F64 = NDArray[np.float64]
 Pieces = NDArray[np.floating]

@@ -22,11 +22,11 @@ from typing import NamedTuple, Self
 from bytelm.beam import kernels
 from bytelm.beam.deferred import Deferred, Item, Path, log_sum
 from bytelm.beam.ration import LATE
+from bytelm.beam.rows import Row, RowSource
 from bytelm.errors import VocabError
-from bytelm.rows import Row, RowSource
 from bytelm.threads import by_length
-from bytelm.trie import TokenTrie
-from bytelm.vocab import ByteVocab
+from bytelm.vocabulary.trie import TokenTrie
+from bytelm.vocabulary.vocab import ByteVocab
 
 MOST = 64
 """So many evaluations are made for a last resort at most; else it keeps more of a candidate."""

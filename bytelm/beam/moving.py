@@ -9,8 +9,7 @@ from itertools import accumulate
 
 import numpy as np
 
-from bytelm import read_ahead
-from bytelm.beam import kernels
+from bytelm.beam import kernels, read_ahead
 from bytelm.beam.base import B, Wanted
 from bytelm.beam.candidates import NONE, Candidates
 from bytelm.beam.deferred import NOTHING, Deferred, Path, log_sum
@@ -24,12 +23,12 @@ from bytelm.beam.extending import (
     prob_of_end,
     weighed,
 )
+from bytelm.beam.healing import heal
 from bytelm.beam.late import Part, settle
 from bytelm.beam.saying import why_empty
 from bytelm.errors import EmptyBeam
-from bytelm.healing import heal
-from bytelm.logprobs import EOS, check_symbol
-from bytelm.trie import ROOT
+from bytelm.models.logprobs import EOS, check_symbol
+from bytelm.vocabulary.trie import ROOT
 
 
 @read_ahead.walking

@@ -1,6 +1,6 @@
 """How a beam consumes bytes that are known, and what it leaves out where they are too many.
 
-See ``bytelm.prefill`` for trunks.
+See ``bytelm.beam.prefill`` for trunks.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from bytelm.beam.candidates import NONE
 from bytelm.beam.deferred import NOTHING, Path
 from bytelm.beam.late import Known, Part
 from bytelm.beam.moving import joined, moved_by
+from bytelm.beam.ordered_rows import Answer
+from bytelm.beam.prefill import TAIL, Trunk, TrunkFinder
 from bytelm.beam.pruning import keeping, prune
 from bytelm.beam.ration import MOST, RATION, narrowed
-from bytelm.ordered_rows import Answer
-from bytelm.prefill import TAIL, Trunk, TrunkFinder
-from bytelm.read_ahead import Ahead
+from bytelm.beam.read_ahead import Ahead
+from bytelm.beam.waves import LONG, KnownWalk
 from bytelm.threads import by_length
-from bytelm.trie import ROOT
-from bytelm.waves import LONG, KnownWalk
+from bytelm.vocabulary.trie import ROOT
 
 AHEAD = 64
 """How many evaluations a fast prefill submits at once at most; each holds a row of memory."""

@@ -56,7 +56,7 @@ from numpy.typing import NDArray
 from bytelm.beam.params import LISTED, BeamParams
 from bytelm.beam.reference_rows import Model, Path
 from bytelm.errors import EmptyBeam, VocabError
-from bytelm.logprobs import EOS, SIZE
+from bytelm.models.logprobs import EOS, SIZE
 
 
 @dataclass(frozen=True)

@@ -13,15 +13,15 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from bytelm.logprobs import EOS, SIZE
-from bytelm.stand_in import StandIn
-from bytelm.vocab import ByteVocab
+from bytelm.models.logprobs import EOS, SIZE
+from bytelm.vocabulary.stand_in import StandIn
+from bytelm.vocabulary.vocab import ByteVocab
 
 Path = tuple[int, ...]
 
 
 class Canonical(Protocol):
-    """Which tokens can be canonical; see ``bytelm.canonical_paths``."""
+    """Which tokens can be canonical; see ``bytelm.vocabulary.canonical_paths``."""
 
     def begins(self, tokens: Path) -> bool:
         """Whether tokens can be the beginning of the canonical tokenization of some text."""

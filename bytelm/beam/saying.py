@@ -6,8 +6,8 @@ import html
 import math
 
 from bytelm.beam.base import Beam, last_bytes
-from bytelm.logprobs import EOS, escape
-from bytelm.trie import ROOT
+from bytelm.models.logprobs import EOS, escape
+from bytelm.vocabulary.trie import ROOT
 
 
 def why_empty(beam: Beam, b: int) -> str:

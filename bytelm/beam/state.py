@@ -18,29 +18,29 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from bytelm import read_ahead
+from bytelm.beam import read_ahead
 from bytelm.beam.base import Beam, Lost, last_bytes
 from bytelm.beam.candidates import NONE
 from bytelm.beam.deferred import Path, log_sum
 from bytelm.beam.extending import extensions_of, open_all, prob_of_end, weighed
 from bytelm.beam.moving import moved_by
 from bytelm.beam.params import BeamParams
+from bytelm.beam.prefill import JOINED, TAIL, TrunkFinder
 from bytelm.beam.prefilling import ending, from_trunk, shortened, walked, with_room
 from bytelm.beam.pruning import prune
+from bytelm.beam.rows import RowSource
 from bytelm.beam.saying import as_html, as_text
-from bytelm.byte_lm import Walk
-from bytelm.draws import Draw
+from bytelm.beam.waves import LONG, KnownWalk
+from bytelm.compat.genlm import BackendLM, as_token_lm
+from bytelm.compat.genlm_states import GenlmState, genlm_states
 from bytelm.errors import BeamError, EmptyBeam, VocabError
-from bytelm.genlm import BackendLM, as_token_lm
-from bytelm.genlm_states import GenlmState, genlm_states
-from bytelm.logprobs import EOS, Chart, LazyByteProbs, checked_bytes, log_normalised
-from bytelm.prefill import JOINED, TAIL, TrunkFinder
-from bytelm.rows import RowSource
-from bytelm.token_lm import AsyncTokenLM
-from bytelm.waves import LONG, KnownWalk
+from bytelm.generating.draws import Draw
+from bytelm.models.byte_lm import Walk
+from bytelm.models.logprobs import EOS, Chart, LazyByteProbs, checked_bytes, log_normalised
+from bytelm.models.token_lm import AsyncTokenLM
 
 if TYPE_CHECKING:
-    from bytelm.token_sampling import Method
+    from bytelm.generating.token_sampling import Method
 
 SHORT = 32
 """Up to so many bytes added to a text are walked even by a fast prefill."""
@@ -66,7 +66,7 @@ class ByteBeamState(Beam):
         """The state before any byte.
 
         Args:
-            llm: the token LM; a genlm.backend model is adapted (see ``bytelm.genlm``).
+            llm: the token LM; a genlm.backend model is adapted (see ``bytelm.compat.genlm``).
             params: the beam's parameters.
             trie_opts: how genlm-bytes builds its trie; not used, but calls that have it run.
             initial_context: token ids; by default the model's BOS. What its tokenizer puts before
@@ -116,7 +116,7 @@ class ByteBeamState(Beam):
         return ought or (len(beyond) == len(extensions) > 0 and not self._mixed().any())
 
     def through(self, text: bytes, share: int = 1) -> Walk[Self]:
-        """See ``StatefulByteLM``: in waves where the text is long; see ``bytelm.waves``."""
+        """See ``StatefulByteLM``: in waves where the text is long; see ``bytelm.beam.waves``."""
         if len(text) < LONG:
             return Walk(self, text)
         return KnownWalk(self, text, reports=True, share=share)
@@ -202,7 +202,7 @@ class ByteBeamState(Beam):
         Args:
             bs: bytes to consume.
             mode: ``"fast"`` takes the trunk of the whole text as it is and walks the rest,
-                see ``bytelm.prefill``; ``logZ`` is None behind it. What it walks and
+                see ``bytelm.beam.prefill``; ``logZ`` is None behind it. What it walks and
                 evaluates is bounded whatever the text, but for a beam without a threshold. Where
                 little is added to a text, and with ``"exact"``, the beam walks byte by byte.
             tail: how many word ends lie behind the trunk, where as many are near enough.
@@ -292,12 +292,12 @@ class ByteBeamState(Beam):
             steps: how many bytes to draw at most.
             draw: a ``Draw``, or any function from a Chart to one of its keys.
             method: by tokens, by bytes, or ``"auto"``: by tokens wherever that is possible; see
-                ``bytelm.token_sampling``.
+                ``bytelm.generating.token_sampling``.
 
         Raises:
             MethodError: when ``"token"`` is wanted but not possible.
         """
-        from bytelm.token_sampling import sample
+        from bytelm.generating.token_sampling import sample
 
         begin = checked_bytes(context)
         pieces = sample(await self.prefill(begin), steps, draw or Draw(), method=method)

@@ -21,10 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bytelm import memory
+from bytelm.beam.ordered_rows import OrderedRow
 from bytelm.errors import ContextTooLong, EngineDead, EngineError, EngineStartError, InputError
-from bytelm.ordered_rows import OrderedRow
+from bytelm.models.token_lm import Chunk, Usage
 from bytelm.settings import EngineSettings
-from bytelm.token_lm import Chunk, Usage
 from bytelm.vllm.evaluations import Evaluations
 from bytelm.vllm.start import Started, engine_cores, shut_down, start
 from bytelm.vllm.tail_index import TailCounts
@@ -64,7 +64,7 @@ class EngineStats:
 
 
 class VllmEngine:
-    """A token LM (:class:`bytelm.token_lm.AsyncTokenLM`) on vLLM. Made by :meth:`start`.
+    """A token LM (:class:`bytelm.models.token_lm.AsyncTokenLM`) on vLLM. Made by :meth:`start`.
 
     It belongs to the event loop in which it was started.
 
@@ -114,7 +114,7 @@ class VllmEngine:
         """Load a model and start its processes, while the event loop goes on.
 
         Args:
-            model: a model's folder (:func:`bytelm.models.resolve` finds it) or a name that vLLM
+            model: a model's folder (:func:`bytelm.download.resolve` finds it) or a name that vLLM
                 knows.
             settings: from the environment, if None.
 

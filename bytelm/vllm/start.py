@@ -34,9 +34,9 @@ if TYPE_CHECKING:
     from vllm.config import VllmConfig
     from vllm.v1.engine.async_llm import AsyncLLM
 
-    from bytelm.context import ChatTemplate
-    from bytelm.ordered_rows import RowOrder
-    from bytelm.vocab import ByteVocab
+    from bytelm.beam.ordered_rows import RowOrder
+    from bytelm.prompts.context import ChatTemplate
+    from bytelm.vocabulary.vocab import ByteVocab
 
 CPU_MAX_MODEL_LEN = 4096
 CPU_KV_CACHE_BYTES = 2 << 30
@@ -110,11 +110,11 @@ def _device_for(model: str, settings: EngineSettings, given_up: threading.Event)
 
 def _start(model: str, settings: EngineSettings, device: str, given_up: threading.Event) -> Started:
     _go_on(given_up)
-    from bytelm.context import ChatTemplate
-    from bytelm.trie import TokenTrie
+    from bytelm.prompts.context import ChatTemplate
     from bytelm.vllm import burst_scheduler
     from bytelm.vllm.capture import processor
-    from bytelm.vocab import ByteVocab
+    from bytelm.vocabulary.trie import TokenTrie
+    from bytelm.vocabulary.vocab import ByteVocab
 
     _go_on(given_up)
     config = _config(model, settings, device)

@@ -19,10 +19,10 @@ from typing import Any, Literal, Self, Unpack
 import numpy as np
 from numpy.typing import NDArray
 
-from bytelm.byte_lm import StatefulByteLM
-from bytelm.draws import GREEDY_BELOW, Draw
 from bytelm.errors import ContextTooLong, EmptyBeam, Terminated
-from bytelm.logprobs import EOS, SIZE, Chart, LazyByteProbs, check_symbol, checked_bytes
+from bytelm.generating.draws import GREEDY_BELOW, Draw
+from bytelm.models.byte_lm import StatefulByteLM
+from bytelm.models.logprobs import EOS, SIZE, Chart, LazyByteProbs, check_symbol, checked_bytes
 from bytelm_client import AsyncClient, AsyncSession, Client
 from bytelm_client.contexts import Context, Segments, Special
 from bytelm_client.errors import BytelmClientError, InvalidRequest

@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from bytelm.canonical import CanonicalEncoder
+from bytelm.beam.prefill import TrunkFinder
 from bytelm.errors import ContextTooLong, InputError
-from bytelm.prefill import TrunkFinder
-from bytelm.vocab import ByteVocab
+from bytelm.vocabulary.canonical import CanonicalEncoder
+from bytelm.vocabulary.vocab import ByteVocab
 from bytelm_client import AsyncClient, Client
 from bytelm_client.results import Model, Vocab
 
 if TYPE_CHECKING:
-    from bytelm.genlm import GenlmModel
+    from bytelm.compat.genlm import GenlmModel
 
 AT_ONCE = 64
 """Contexts in one call at most, if the server takes so many."""
@@ -110,7 +110,7 @@ class RemoteTokenLM:
 
         Needs genlm.backend and torch.
         """
-        from bytelm.genlm import to_genlm
+        from bytelm.compat.genlm import to_genlm
 
         return to_genlm(self)
 

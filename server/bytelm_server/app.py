@@ -8,8 +8,8 @@ from fastapi import FastAPI, Request, Response, Security
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.security import HTTPBearer
 
+from bytelm.models.token_lm import AsyncTokenLM
 from bytelm.settings import ServerSettings
-from bytelm.token_lm import AsyncTokenLM
 from bytelm_server import documentation, errors
 from bytelm_server.backend import Backend, OpenLM
 from bytelm_server.disconnect import ClientGone
@@ -76,7 +76,8 @@ def create_app(
         lm: a token LM, whose owner closes it; or a function that gives an async context manager,
             entered in the background when the application starts, left when it stops, and left
             and entered again when the token LM's ``is_alive`` is false. The token LM's
-            ``chat_template`` (a ``bytelm.context.ChatTemplate``), if it has one, renders messages.
+            ``chat_template`` (a ``bytelm.prompts.context.ChatTemplate``), if it has one, renders
+            messages.
         settings: limits and defaults; from the environment when not given.
         wait_until_ready: the application's start ends when the model is ready, and fails if the
             model's does; otherwise calls are answered with 503 until then.

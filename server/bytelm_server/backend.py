@@ -21,8 +21,8 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Literal, get_args
 
+from bytelm.models.token_lm import AsyncTokenLM
 from bytelm.settings import ServerSettings
-from bytelm.token_lm import AsyncTokenLM
 from bytelm_server.admission import Admission
 from bytelm_server.deadlines import Deadlines
 from bytelm_server.errors import Unavailable

@@ -15,10 +15,10 @@ from pydantic import (
 from pydantic.json_schema import JsonSchemaValue, SkipJsonSchema
 from pydantic_core import CoreSchema, PydanticCustomError
 
-from bytelm.context import ChatTemplate, Context, Special, Text, messages_to_context
 from bytelm.errors import InputError, VocabError
+from bytelm.prompts.context import ChatTemplate, Context, Special, Text, messages_to_context
 from bytelm.threads import in_thread
-from bytelm.vocab import ByteVocab
+from bytelm.vocabulary.vocab import ByteVocab
 from bytelm_server.errors import FieldError
 
 

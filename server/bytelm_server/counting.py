@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bytelm import pace
-from bytelm.ordered_rows import Answer
-from bytelm.token_lm import (
+from bytelm.beam.ordered_rows import Answer
+from bytelm.models.token_lm import (
     AsyncTokenLM,
     Chunk,
     GeneratingTokenLM,
@@ -21,7 +21,7 @@ from bytelm.token_lm import (
     Usage,
     answer_of,
 )
-from bytelm.vocab import ByteVocab
+from bytelm.vocabulary.vocab import ByteVocab
 from bytelm_server import answers
 from bytelm_server.shares import Shares
 

@@ -6,7 +6,7 @@ Must not know HTTP, nor how a call is answered.
 from typing import Any
 
 from bytelm.beam import BeamParams
-from bytelm.context import Context
+from bytelm.prompts.context import Context
 from bytelm.settings import ServerSettings
 from bytelm_server import requests
 from bytelm_server.errors import LimitExceeded

@@ -19,7 +19,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from bytelm.stop_strings import StopStrings
+from bytelm.generating.stop_strings import StopStrings
 from bytelm_server.contexts import Body, BytesIn, ContextIn
 
 MOST_STOPS = 16

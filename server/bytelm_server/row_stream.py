@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from bytelm.logprobs import EOS
+from bytelm.models.logprobs import EOS
 from bytelm_server.errors import ErrorBody, detail_of
 
 _log = logging.getLogger(__name__)

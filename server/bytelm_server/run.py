@@ -12,9 +12,9 @@ from pydantic import ValidationError
 
 from bytelm import pace
 from bytelm.beam import BeamParams, ByteBeamState
-from bytelm.context import begin
 from bytelm.errors import InputError
-from bytelm.generation import Generated, Piece, collect
+from bytelm.generating.generation import Generated, Piece, collect
+from bytelm.prompts.context import begin
 from bytelm_server import answers
 from bytelm_server.contexts import Given
 from bytelm_server.counting import counting, usage_of

@@ -15,11 +15,11 @@ from pydantic import ValidationError
 from bytelm import pace
 from bytelm.beam import ByteBeamState
 from bytelm.errors import ContextTooLong, InputError, VocabError
-from bytelm.logprobs import LazyByteProbs
-from bytelm.score import Score, score_all
-from bytelm.spans import words
+from bytelm.generating.score import Score, score_all
+from bytelm.generating.spans import words
+from bytelm.models.logprobs import LazyByteProbs
 from bytelm.threads import by_length
-from bytelm.vocab import ByteVocab
+from bytelm.vocabulary.vocab import ByteVocab
 from bytelm_server import answers, requests
 from bytelm_server.contexts import BytesIn
 from bytelm_server.errors import FieldError, item_detail

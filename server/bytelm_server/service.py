@@ -14,19 +14,19 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from bytelm.beam import ByteBeamState, kernels
-from bytelm.canonical_paths import CanonicalPaths
-from bytelm.context import ChatTemplate
-from bytelm.draws import Draw
+from bytelm.beam.prefill import JOINED, TrunkFinder
+from bytelm.beam.rows import RowSource
 from bytelm.errors import BeamError, InputError, MethodError, VocabError
-from bytelm.generation import Generated, collect, generate
-from bytelm.logprobs import EOS, LazyByteProbs
-from bytelm.prefill import JOINED, TrunkFinder
-from bytelm.rows import RowSource
+from bytelm.generating.draws import Draw
+from bytelm.generating.generation import Generated, collect, generate
+from bytelm.generating.token_sampling import by_tokens, sample
+from bytelm.models.logprobs import EOS, LazyByteProbs
+from bytelm.models.token_lm import AsyncTokenLM
+from bytelm.prompts.context import ChatTemplate
 from bytelm.settings import ServerSettings
 from bytelm.threads import in_thread
-from bytelm.token_lm import AsyncTokenLM
-from bytelm.token_sampling import by_tokens, sample
-from bytelm.trie import TokenTrie
+from bytelm.vocabulary.canonical_paths import CanonicalPaths
+from bytelm.vocabulary.trie import TokenTrie
 from bytelm_server import answers, requests
 from bytelm_server.contexts import ContextIn
 from bytelm_server.counting import CountingLM

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bytelm import pace
-from bytelm.byte_lm import Walk
+from bytelm.beam.prefill import JOINED, TrunkFinder
 from bytelm.errors import EmptyBeam, VocabError
-from bytelm.prefill import JOINED, TrunkFinder
-from bytelm.vocab import ByteVocab
+from bytelm.models.byte_lm import Walk
+from bytelm.vocabulary.vocab import ByteVocab
 from bytelm_server import requests
 from bytelm_server.counting import usage_of
 from bytelm_server.errors import NoContinuation

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bytelm import pace
+from bytelm.beam.raw_rows import checked_row
 from bytelm.errors import ContextTooLong, InputError
-from bytelm.raw_rows import checked_row
-from bytelm.token_lm import AsyncTokenLM
-from bytelm.vocab import ByteVocab
+from bytelm.models.token_lm import AsyncTokenLM
+from bytelm.vocabulary.vocab import ByteVocab
 from bytelm_server.counting import CountingLM, counting, usage_of
 from bytelm_server.errors import FieldError, detail_of
 from bytelm_server.service import ByteService, concurrently

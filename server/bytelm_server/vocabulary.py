@@ -7,7 +7,7 @@ from typing import Self
 
 import orjson
 
-from bytelm.vocab import ByteVocab
+from bytelm.vocabulary.vocab import ByteVocab
 from bytelm_server import answers
 
 

@@ -23,11 +23,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 import bytelm
-from bytelm import models
+from bytelm import download as models
 from bytelm.errors import BytelmError
+from bytelm.models.testing import StubLM
 from bytelm.settings import Paths
-from bytelm.testing import StubLM
-from bytelm.vocab import ByteVocab
+from bytelm.vocabulary.vocab import ByteVocab
 from tests.benchmarks.row_store import ClosableLM, RowStore, StoredLM
 from tests.benchmarks.texts import Text, texts
 

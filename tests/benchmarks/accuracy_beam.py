@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from bytelm.beam import BeamParams, ByteBeamState
 from bytelm.errors import EmptyBeam
-from bytelm.logprobs import SIZE
+from bytelm.models.logprobs import SIZE
 from tests.benchmarks import accuracy
 from tests.benchmarks.accuracy import Bench, Progress
 from tests.benchmarks.row_store import CountedLM

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bytelm.beam import BeamParams, ByteBeamState
-from bytelm.prefill import TAIL, TrunkFinder
+from bytelm.beam.prefill import TAIL, TrunkFinder
 from tests.benchmarks import accuracy
 from tests.benchmarks.accuracy import Bench, Progress
 from tests.benchmarks.accuracy_beam import REFERENCE, Setting

@@ -22,8 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bytelm.beam import BeamParams, ByteBeamState
-from bytelm.prefill import TrunkFinder
-from bytelm.token_lm import AsyncTokenLM
+from bytelm.beam.prefill import TrunkFinder
+from bytelm.models.token_lm import AsyncTokenLM
 from tests.benchmarks import accuracy
 from tests.benchmarks.accuracy import Bench, Progress
 from tests.benchmarks.row_store import CountedLM

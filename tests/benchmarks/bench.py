@@ -17,7 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import bytelm
-from bytelm import models
+from bytelm import download as models
 from bytelm.settings import Paths, ServerSettings
 from tests.benchmarks import bench_report, peers
 from tests.benchmarks.bench_cases import (

@@ -8,11 +8,11 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from bytelm.beam import BeamParams, ByteBeamState
-from bytelm.draws import Draw
-from bytelm.generation import Piece, generate
-from bytelm.logprobs import LazyByteProbs
+from bytelm.generating.draws import Draw
+from bytelm.generating.generation import Piece, generate
+from bytelm.generating.token_sampling import Method, sample
+from bytelm.models.logprobs import LazyByteProbs
 from bytelm.settings import EngineSettings
-from bytelm.token_sampling import Method, sample
 from bytelm.vllm.engine import VllmEngine
 from bytelm_server.counting import CountingLM, counting
 from tests.benchmarks import bench_scores, leaks

@@ -34,7 +34,7 @@ from typing import Any
 
 import numpy as np
 
-from bytelm import models
+from bytelm import download as models
 from tests.benchmarks import bench_engine, instructions, peers
 from tests.benchmarks.instructions import Callgrind, Perf
 from tests.benchmarks.revisions import checked_out

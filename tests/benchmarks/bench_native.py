@@ -29,7 +29,7 @@ class NativeSide:
     @classmethod
     async def start(cls, model: str) -> NativeSide:
         """Start vLLM with the settings that bytelm's engine has, too."""
-        from bytelm.vocab import ByteVocab
+        from bytelm.vocabulary.vocab import ByteVocab
 
         llm = plain_vllm.start(model, SEQS, KV_BYTES)
         width = llm.model_config.get_vocab_size()

@@ -9,8 +9,8 @@ from contextlib import contextmanager, nullcontext
 from unittest import mock
 
 from bytelm.beam import BeamParams, ByteBeamState
-from bytelm.score import score_all
-from bytelm.token_lm import AsyncTokenLM
+from bytelm.generating.score import score_all
+from bytelm.models.token_lm import AsyncTokenLM
 from bytelm_server.counting import CountingLM
 from tests.benchmarks.bench_cases import CHOICES, CONTINUATION, SEQS, Case, Figures
 from tests.benchmarks.texts import excerpts

@@ -11,7 +11,7 @@ import argparse
 import random
 import time
 
-from bytelm.canonical_paths import CanonicalPaths
+from bytelm.vocabulary.canonical_paths import CanonicalPaths
 from tests.unit import canonical_families as families
 
 

@@ -19,7 +19,8 @@ from typing import Any
 
 import psutil
 
-from bytelm import memory, models
+from bytelm import download as models
+from bytelm import memory
 from bytelm.settings import EngineSettings
 from tests.benchmarks.resident import resident
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib
 import json
 import os
 import sys
@@ -63,14 +64,20 @@ def contexts_of(count: int, tokens: int) -> list[list[int]]:
     return [[1, *row] for row in random.integers(300, 40_000, (count, tokens - 1)).tolist()]
 
 
+def found(name: str, *modules: str) -> Any:
+    """Something of bytelm's, which other revisions have in other modules."""
+    for module in modules:
+        with contextlib.suppress(ImportError):
+            return getattr(importlib.import_module(module), name)
+    raise SystemExit(f"error: this revision has no {name}")
+
+
 class Bytelm:
     """bytelm's engine, of whichever revision is found first."""
 
     def __init__(self, engine: Any) -> None:
-        from bytelm.rows import RowSource
-
         self.engine = engine
-        self.source = RowSource(engine)
+        self.source = found("RowSource", "bytelm.beam.rows", "bytelm.rows")(engine)
         self.texts: list[bytes] = []
 
     @classmethod
@@ -125,7 +132,7 @@ class Bytelm:
 
     async def score(self, job: Any) -> Figures:
         """Scores of the texts that the last greedy walks made."""
-        from bytelm.score import score
+        score = found("score", "bytelm.generating.score", "bytelm.score")
 
         async def walk(state: Any, number: int) -> bytes:
             await score(state, self.texts[number])

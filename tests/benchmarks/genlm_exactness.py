@@ -33,7 +33,7 @@ from genlm.backend import load_model_by_name
 from numpy.typing import NDArray
 
 import bytelm
-from bytelm.genlm import from_genlm
+from bytelm.compat.genlm import from_genlm
 
 FLOOR = -10.0
 TOLERANCE = 1e-3

@@ -25,8 +25,8 @@ import numpy as np
 import torch
 from genlm.backend import load_model_by_name
 
-from bytelm.genlm import to_genlm
-from bytelm.hf import HuggingFaceLM
+from bytelm.compat.genlm import to_genlm
+from bytelm.compat.hf import HuggingFaceLM
 
 IMPORTS = {
     "genlm-bytes": "from genlm.bytes import ByteBeamState, BeamParams",

@@ -12,7 +12,7 @@ import json
 from dataclasses import replace
 from typing import Any
 
-from bytelm import models
+from bytelm import download as models
 from bytelm.beam import BeamParams, ByteBeamState
 from bytelm.vllm.engine import VllmEngine
 from tests.benchmarks import accuracy

@@ -21,10 +21,11 @@ from typing import Any
 
 import psutil
 
-from bytelm import memory, models
+from bytelm import download as models
+from bytelm import memory
+from bytelm.models.testing import StubLM
 from bytelm.settings import ServerSettings
-from bytelm.testing import StubLM
-from bytelm.vocab import ByteVocab
+from bytelm.vocabulary.vocab import ByteVocab
 from bytelm_client import AsyncClient, AsyncSession
 
 SESSIONS = 2000

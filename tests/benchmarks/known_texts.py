@@ -19,11 +19,11 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from bytelm.beam import BeamParams, ByteBeamState
-from bytelm.byte_lm import Walk
-from bytelm.models import resolve
+from bytelm.beam.waves import KnownWalk
+from bytelm.download import resolve
+from bytelm.models.byte_lm import Walk
 from bytelm.settings import EngineSettings
 from bytelm.vllm.engine import VllmEngine
-from bytelm.waves import KnownWalk
 from tests.benchmarks.accuracy_lines import default
 from tests.benchmarks.row_store import CountedLM
 from tests.benchmarks.texts import Text, texts, written

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from bytelm import models
+from bytelm import download as models
 from bytelm.settings import Paths
 from tests.own_venv import own_python, pip, say
 

@@ -15,12 +15,12 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from bytelm import models
+from bytelm import download as models
 from bytelm.beam import BeamParams, ByteBeamState
-from bytelm.generation import collect, generate
-from bytelm.logprobs import LazyByteProbs
+from bytelm.generating.generation import collect, generate
+from bytelm.models.logprobs import LazyByteProbs
+from bytelm.models.token_lm import AsyncTokenLM, IdleTokenLM
 from bytelm.settings import EngineSettings
-from bytelm.token_lm import AsyncTokenLM, IdleTokenLM
 from bytelm.vllm.engine import VllmEngine
 from tests.benchmarks.peers import RESULTS
 from tests.benchmarks.texts import excerpts

@@ -13,7 +13,7 @@ from pydoc_data.topics import topics
 
 import numpy as np
 
-from bytelm.hf import HuggingFaceLM
+from bytelm.compat.hf import HuggingFaceLM
 
 
 async def evaluate(model: str, count: int) -> np.ndarray:

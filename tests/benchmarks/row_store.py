@@ -17,8 +17,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from bytelm.token_lm import AsyncTokenLM
-from bytelm.vocab import ByteVocab
+from bytelm.models.token_lm import AsyncTokenLM
+from bytelm.vocabulary.vocab import ByteVocab
 
 ENTRY = np.dtype([("name", "V16"), ("written", "<u8")])
 NOTHING = np.zeros(1, ENTRY).tobytes()
@@ -106,7 +106,7 @@ class ClosableLM(AsyncTokenLM, Protocol):
 
 
 class StoredLM:
-    """A token LM (:class:`bytelm.token_lm.AsyncTokenLM`) that asks another one for what is new.
+    """An ``AsyncTokenLM`` that asks another one for what is new.
 
     Equal contexts under way share one evaluation, which goes on when nobody waits any more: it is
     kept for the next who asks.

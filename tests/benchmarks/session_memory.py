@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from bytelm.beam import BeamParams, ByteBeamState
-from bytelm.snapshot import Snapshot
+from bytelm.beam.snapshot import Snapshot
 from tests.benchmarks import accuracy
 from tests.benchmarks.accuracy import Bench
 from tests.benchmarks.texts import Text

@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bytelm import models
+from bytelm import download as models
 from bytelm_client import AsyncClient, Beam
 from bytelm_client.results import Usage
 from tests.benchmarks.bench_bytelm import BytelmSide

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from bytelm import models
+from bytelm import download as models
 from bytelm.settings import Paths
 from bytelm_server.keys import KeyFile
 from tests.benchmarks import peers

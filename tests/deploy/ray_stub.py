@@ -7,8 +7,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+from bytelm.models.token_lm import AsyncTokenLM
 from bytelm.settings import ServerSettings
-from bytelm.token_lm import AsyncTokenLM
 from bytelm_server.on_ray.deployment import Arguments, application
 from tests.server.stub_server import SteeredLM
 

@@ -82,7 +82,7 @@ def model(image: Image, volumes: dict[str, Path]) -> None:
     machine = Machine.this()
     paths = {path: Path(path) for path in machine.paths}
     fetching = Container(image, {**volumes, **paths}, machine.env, network=True)
-    done = fetching.run("python", "-m", "bytelm.models", entrypoint=["tini", "--"])
+    done = fetching.run("python", "-m", "bytelm.download", entrypoint=["tini", "--"])
     assert done.code == 0, done.err
 
 

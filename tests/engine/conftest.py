@@ -5,8 +5,8 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 
-from bytelm import models
-from bytelm.hf import HuggingFaceLM
+from bytelm import download as models
+from bytelm.compat.hf import HuggingFaceLM
 from bytelm.settings import EngineSettings
 from bytelm.vllm.engine import VllmEngine
 

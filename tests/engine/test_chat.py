@@ -3,8 +3,8 @@
 import pytest
 from transformers import AutoTokenizer
 
-from bytelm.context import ChatTemplate, Context, Special, Text, messages_to_context
-from bytelm.vocab import ByteVocab
+from bytelm.prompts.context import ChatTemplate, Context, Special, Text, messages_to_context
+from bytelm.vocabulary.vocab import ByteVocab
 
 CONVERSATION = [
     {"role": "system", "content": "You answer in one word."},

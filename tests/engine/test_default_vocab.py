@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from bytelm.errors import VocabError
-from bytelm.vocab import ByteVocab
+from bytelm.vocabulary.vocab import ByteVocab
 
 
 @pytest.fixture(scope="session")

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from vllm.v1.engine.async_llm import AsyncLLM
 
+from bytelm.beam.rows import RowSource
 from bytelm.errors import ContextTooLong, InputError
-from bytelm.rows import RowSource
-from bytelm.token_lm import AsyncTokenLM
-from bytelm.trie import TokenTrie
+from bytelm.models.token_lm import AsyncTokenLM
 from bytelm.vllm.slots import SlotPool
+from bytelm.vocabulary.trie import TokenTrie
 
 TEXT = (
     "The capital of France is Paris. def area(r): return 3.14159 * r ** 2\n"

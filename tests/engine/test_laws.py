@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from bytelm.beam import BeamParams, ByteBeamState
-from bytelm.byte_lm import StatefulByteLM
-from bytelm.testing import (
+from bytelm.models.byte_lm import StatefulByteLM
+from bytelm.models.testing import (
     BruteForce,
     assert_chain_rule,
     assert_immutable,

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 
 from bytelm.beam import BeamParams, ByteBeamState
-from bytelm.context import Context, Special, Text, begin
-from bytelm.draws import Draw
 from bytelm.errors import InputError
-from bytelm.generation import collect
-from bytelm.logprobs import EOS
-from bytelm.testing import assert_drawn_from
-from bytelm.token_lm import GeneratingTokenLM, Usage
-from bytelm.token_sampling import sample_tokens
+from bytelm.generating.draws import Draw
+from bytelm.generating.generation import collect
+from bytelm.generating.token_sampling import sample_tokens
+from bytelm.models.logprobs import EOS
+from bytelm.models.testing import assert_drawn_from
+from bytelm.models.token_lm import GeneratingTokenLM, Usage
+from bytelm.prompts.context import Context, Special, Text, begin
 
 DRAWS = 400
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from bytelm.ensemble import Ensemble, Mode
-from bytelm.logprobs import LazyByteProbs
+from bytelm.models.ensemble import Ensemble, Mode
+from bytelm.models.logprobs import LazyByteProbs
 from bytelm_client import RemoteByteLM
 from tests.server.processes import RealProcess
 

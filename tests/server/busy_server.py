@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bytelm import models
-from bytelm.context import ChatTemplate
+from bytelm import download as models
+from bytelm.models.testing import StubLM
+from bytelm.models.token_lm import Chunk
+from bytelm.prompts.context import ChatTemplate
 from bytelm.settings import ServerSettings
-from bytelm.testing import StubLM
-from bytelm.token_lm import Chunk
-from bytelm.vocab import ByteVocab
+from bytelm.vocabulary.vocab import ByteVocab
 from bytelm_server.app import create_app
 from bytelm_server.process import listen, serve, url_of
 

@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from bytelm.beam import ByteBeamState
-from bytelm.context import Context, begin
+from bytelm.prompts.context import Context, begin
 from tests.served import served_params
 
 STUB_SERVER = Path(__file__).with_name("stub_server.py")

@@ -15,14 +15,14 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
 
-from bytelm.context import ChatTemplate
 from bytelm.errors import EngineDead, InputError
+from bytelm.models.testing import StubLM
+from bytelm.models.token_lm import Usage
+from bytelm.prompts.context import ChatTemplate
 from bytelm.settings import ServerSettings
-from bytelm.testing import StubLM
-from bytelm.token_lm import Usage
 from bytelm.vllm.engine import EngineStats
 from bytelm.vllm.tail_index import TailCounts
-from bytelm.vocab import ByteVocab
+from bytelm.vocabulary.vocab import ByteVocab
 from bytelm_server.app import create_app
 from bytelm_server.process import listen, serve, url_of
 

@@ -11,9 +11,9 @@ import pytest
 from numpy.typing import NDArray
 
 from bytelm.beam import ByteBeamState
-from bytelm.draws import Choose, Draw
-from bytelm.generation import Generated, collect, generate
-from bytelm.logprobs import EOS, LazyByteProbs
+from bytelm.generating.draws import Choose, Draw
+from bytelm.generating.generation import Generated, collect, generate
+from bytelm.models.logprobs import EOS, LazyByteProbs
 from tests.served import served_params
 
 CONTEXTS = [b"", b"hello", b"the thing ", b"\xff\xfe", "é".encode()[:1], b"an apple" * 5]

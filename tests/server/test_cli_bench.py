@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bytelm import models
+from bytelm import download as models
 from bytelm_client import Client
 from bytelm_client.cli import checks
 from bytelm_client.cli.bench import prompt_of

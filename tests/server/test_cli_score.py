@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from bytelm.spans import words
+from bytelm.generating.spans import words
 from bytelm_client import Client
 from bytelm_client.cli.windows import Piece, Windows
 from tests.server.commands import bytelm, command, one_line, output

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bytelm.ensemble import Ensemble
-from bytelm.testing import assert_immutable, assert_normalised, assert_prune_keeps_one
+from bytelm.models.ensemble import Ensemble
+from bytelm.models.testing import assert_immutable, assert_normalised, assert_prune_keeps_one
 from bytelm_client import AsyncClient, Beam, Client, RemoteByteLM, RemoteTokenLM
 from tests.server.commands import bytelm, command, output
 from tests.server.test_examples import EXAMPLES

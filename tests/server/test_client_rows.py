@@ -8,7 +8,7 @@ import httpx
 import numpy as np
 import pytest
 
-from bytelm.logprobs import EOS
+from bytelm.models.logprobs import EOS
 from bytelm_client import (
     EOS_INDEX,
     AsyncClient,

@@ -9,8 +9,8 @@ from typing import Any
 import httpx
 import pytest
 
-from bytelm.logprobs import EOS
-from bytelm.score import score
+from bytelm.generating.score import score
+from bytelm.models.logprobs import EOS
 
 PATH = "/v1/completions"
 NAME = "<|im_end|>"

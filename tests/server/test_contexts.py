@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bytelm.context import Context, Special, Text, messages_to_context
-from bytelm.logprobs import EOS
+from bytelm.models.logprobs import EOS
+from bytelm.prompts.context import Context, Special, Text, messages_to_context
 
 START, END = "<|im_start|>", "<|im_end|>"
 CHAT = [

@@ -7,10 +7,10 @@ from typing import Any
 import httpx
 import pytest
 
-from bytelm.draws import Draw
-from bytelm.generation import collect, generate
-from bytelm.logprobs import LazyByteProbs
-from bytelm.token_sampling import sample_tokens
+from bytelm.generating.draws import Draw
+from bytelm.generating.generation import collect, generate
+from bytelm.generating.token_sampling import sample_tokens
+from bytelm.models.logprobs import LazyByteProbs
 
 
 def data(result: Any) -> bytes:

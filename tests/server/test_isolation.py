@@ -11,7 +11,7 @@ import httpx
 import numpy as np
 import pytest
 
-from bytelm.logprobs import EOS
+from bytelm.models.logprobs import EOS
 from bytelm_server.keys import KeyFile
 
 SESSIONS = 64

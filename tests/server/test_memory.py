@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from bytelm import models
+from bytelm import download as models
 from tests.benchmarks.idle_sessions import MOST_PER_SESSION, measure
 
 SESSIONS = 300

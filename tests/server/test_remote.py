@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 
 from bytelm.beam import BeamParams, ByteBeamState
-from bytelm.byte_lm import StatefulByteLM
-from bytelm.draws import Draw
-from bytelm.ensemble import Ensemble
 from bytelm.errors import ByteError, ContextTooLong, EmptyBeam, InputError, Terminated
-from bytelm.generation import generate
-from bytelm.logprobs import EOS, LazyByteProbs
-from bytelm.score import score
-from bytelm.testing import (
+from bytelm.generating.draws import Draw
+from bytelm.generating.generation import generate
+from bytelm.generating.score import score
+from bytelm.models.byte_lm import StatefulByteLM
+from bytelm.models.ensemble import Ensemble
+from bytelm.models.logprobs import EOS, LazyByteProbs
+from bytelm.models.testing import (
     BruteForce,
     StubLM,
     assert_chain_rule,
@@ -31,7 +31,7 @@ from bytelm.testing import (
     assert_prune_keeps_one,
     assert_reproducible,
 )
-from bytelm.token_lm import AsyncTokenLM
+from bytelm.models.token_lm import AsyncTokenLM
 from bytelm_client import (
     AsyncClient,
     Beam,

@@ -10,8 +10,8 @@ import httpx
 import numpy as np
 import pytest
 
-from bytelm.context import Context, Special, Text
-from bytelm.logprobs import EOS
+from bytelm.models.logprobs import EOS
+from bytelm.prompts.context import Context, Special, Text
 
 TEXT = "the ant and the ing" * 4
 WIDTH = 257

@@ -8,8 +8,8 @@ import httpx
 import numpy as np
 import pytest
 
-from bytelm.score import score
-from bytelm.spans import words
+from bytelm.generating.score import score
+from bytelm.generating.spans import words
 
 TEXTS = ["", "a", "the", "they", "llo the", "é"]
 

@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
-from bytelm.logprobs import EOS
+from bytelm.models.logprobs import EOS
 from bytelm_client import AsyncClient, Client, Conflict
 from tests.server.test_once import item
 from tests.server.test_sessions import Session, code_of, ps

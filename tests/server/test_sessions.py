@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 
 from bytelm.beam import ByteBeamState
-from bytelm.context import Context, Special, Text
-from bytelm.draws import Draw
-from bytelm.generation import collect, generate
-from bytelm.logprobs import EOS, LazyByteProbs
-from bytelm.testing import assert_drawn_from
-from bytelm.token_lm import StatefulTokenizedLM
-from bytelm.token_sampling import sample
+from bytelm.generating.draws import Draw
+from bytelm.generating.generation import collect, generate
+from bytelm.generating.token_sampling import sample
+from bytelm.models.logprobs import EOS, LazyByteProbs
+from bytelm.models.testing import assert_drawn_from
+from bytelm.models.token_lm import StatefulTokenizedLM
+from bytelm.prompts.context import Context, Special, Text
 from bytelm_server.sessions import bodies
 from bytelm_server.sessions.states import TokenState
 

@@ -3,9 +3,9 @@ the port and the vocabulary's name as its arguments."""
 
 import sys
 
+from bytelm.models.testing import StubLM
 from bytelm.settings import ServerSettings
-from bytelm.testing import StubLM
-from bytelm.vocab import ByteVocab
+from bytelm.vocabulary.vocab import ByteVocab
 from bytelm_server.app import create_app
 from bytelm_server.process import listen, serve, url_of
 

@@ -17,10 +17,10 @@ import tiktoken
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, trainers
 from tokenizers import pre_tokenizers as splitters
 
-from bytelm import models as default_models
-from bytelm.canonical_paths import CanonicalPaths
+from bytelm import download as default_models
 from bytelm.errors import VocabError
-from bytelm.vocab import ByteVocab
+from bytelm.vocabulary.canonical_paths import CanonicalPaths
+from bytelm.vocabulary.vocab import ByteVocab
 
 SHIPPED = Path(mistral_common.__file__).parent / "data"
 LLAMA3 = (

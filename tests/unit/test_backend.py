@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from bytelm.models.testing import StubLM
 from bytelm.settings import ServerSettings
-from bytelm.testing import StubLM
-from bytelm.vocab import ByteVocab
+from bytelm.vocabulary.vocab import ByteVocab
 from bytelm_server.backend import Backend
 from bytelm_server.errors import Unavailable
 from bytelm_server.requests import GreedyCall

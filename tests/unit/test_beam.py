@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bytelm.beam import BeamParams, ByteBeamState
-from bytelm.byte_lm import StatefulByteLM
 from bytelm.errors import BeamError, ByteError, EmptyBeam, Terminated
-from bytelm.logprobs import EOS
-from bytelm.testing import (
+from bytelm.models.byte_lm import StatefulByteLM
+from bytelm.models.logprobs import EOS
+from bytelm.models.testing import (
     BruteForce,
     StubLM,
     assert_chain_rule,
@@ -24,8 +24,8 @@ from bytelm.testing import (
     assert_prune_keeps_one,
     assert_reproducible,
 )
-from bytelm.token_lm import AsyncTokenLM
-from bytelm.vocab import ByteVocab
+from bytelm.models.token_lm import AsyncTokenLM
+from bytelm.vocabulary.vocab import ByteVocab
 
 SENTENCEPIECE = Path(mistral_common.__file__).parent / "data" / "tokenizer.model.v1"
 ALPHABET = b"abc"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bytelm.vocab import ByteVocab
+from bytelm.vocabulary.vocab import ByteVocab
 from tests.benchmarks import bench_engine, bench_host
 from tests.benchmarks.bench_engine import (
     OURS,

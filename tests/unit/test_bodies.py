@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from bytelm.stop_strings import StopStrings
+from bytelm.generating.stop_strings import StopStrings
 from bytelm_server.answers import bytes_out
 from bytelm_server.contexts import BytesIn, ContextIn
 from bytelm_server.requests import Beam, GreedyCall, NextBytesCall, SampleCall

@@ -14,13 +14,13 @@ from tokenizers import pre_tokenizers as splitters
 from bytelm.beam import BeamParams, ByteBeamState
 from bytelm.beam.reference import ReferenceState
 from bytelm.beam.reference_rows import Model
-from bytelm.canonical_paths import CanonicalPaths
+from bytelm.beam.snapshot import Snapshot
 from bytelm.errors import VocabError
-from bytelm.logprobs import EOS
-from bytelm.snapshot import Snapshot
-from bytelm.splitting import Splitter
-from bytelm.testing import StubLM
-from bytelm.vocab import ByteVocab
+from bytelm.models.logprobs import EOS
+from bytelm.models.testing import StubLM
+from bytelm.vocabulary.canonical_paths import CanonicalPaths
+from bytelm.vocabulary.splitting import Splitter
+from bytelm.vocabulary.vocab import ByteVocab
 
 ALPHABET = "ab "
 MERGES = [("a", "b"), ("Ġ", "a"), ("ab", "a"), ("Ġ", "ab"), ("b", "b"), ("Ġ", "Ġ"), ("Ġa", "b")]

@@ -8,10 +8,10 @@ import pytest
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers
 from tokenizers import pre_tokenizers as splitters
 
-from bytelm.canonical_paths import CanonicalPaths, ChangeReading, PathState, Reading
 from bytelm.errors import VocabError
-from bytelm.testing import merging_vocab
-from bytelm.vocab import ByteVocab
+from bytelm.models.testing import merging_vocab
+from bytelm.vocabulary.canonical_paths import CanonicalPaths, ChangeReading, PathState, Reading
+from bytelm.vocabulary.vocab import ByteVocab
 from tests.unit import canonical_families as families
 
 

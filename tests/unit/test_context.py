@@ -17,7 +17,9 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from bytelm.beam import BeamParams, ByteBeamState
-from bytelm.context import (
+from bytelm.errors import BeamError, ContextTooLong, InputError, UnknownModel, VocabError
+from bytelm.models.testing import StubLM
+from bytelm.prompts.context import (
     ChatTemplate,
     Context,
     Special,
@@ -25,9 +27,7 @@ from bytelm.context import (
     begin,
     messages_to_context,
 )
-from bytelm.errors import BeamError, ContextTooLong, InputError, UnknownModel, VocabError
-from bytelm.testing import StubLM
-from bytelm.vocab import ByteVocab
+from bytelm.vocabulary.vocab import ByteVocab
 
 NAMES = ["<s>", "</s>", "<|user|>", "<|end|>", "<|end|>x"]
 BOS, EOS, USER, END, ENDX = range(len(NAMES))

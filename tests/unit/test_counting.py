@@ -6,9 +6,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from bytelm.testing import StubLM
-from bytelm.token_lm import GeneratingTokenLM, Usage
-from bytelm.vocab import ByteVocab
+from bytelm.models.testing import StubLM
+from bytelm.models.token_lm import GeneratingTokenLM, Usage
+from bytelm.vocabulary.vocab import ByteVocab
 from bytelm_server.counting import CountingLM, counting, of_request, usage_of
 from bytelm_server.shares import Shares
 

@@ -9,9 +9,9 @@ from bytelm.beam import BeamParams, ByteBeamState
 from bytelm.beam.reference import ReferenceState
 from bytelm.beam.reference_rows import Model
 from bytelm.errors import EmptyBeam
-from bytelm.logprobs import EOS
-from bytelm.testing import StubLM, assert_normalised
-from bytelm.vocab import ByteVocab
+from bytelm.models.logprobs import EOS
+from bytelm.models.testing import StubLM, assert_normalised
+from bytelm.vocabulary.vocab import ByteVocab
 
 slow = settings(max_examples=60, deadline=None)
 tokens = st.lists(st.text("abc", min_size=1, max_size=4).map(str.encode), min_size=1, max_size=8)

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import yaml  # type: ignore[import-untyped]
 
+from bytelm.models.testing import StubLM
 from bytelm.settings import EngineSettings, ServerSettings
-from bytelm.testing import StubLM
 from bytelm.vllm.slots import SlotsAddress
-from bytelm.vocab import ByteVocab
+from bytelm.vocabulary.vocab import ByteVocab
 from bytelm_server.app import create_app
 from bytelm_server.on_ray.proxy import STATELESS, middlewares
 

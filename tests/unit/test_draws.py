@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bytelm.draws import Draw, chooser, sample_dict
 from bytelm.errors import DrawError, InputError
-from bytelm.logprobs import EOS, EOT, SIZE, Chart, LazyByteProbs
-from bytelm.testing import assert_drawn_from
+from bytelm.generating.draws import Draw, chooser, sample_dict
+from bytelm.models.logprobs import EOS, EOT, SIZE, Chart, LazyByteProbs
+from bytelm.models.testing import assert_drawn_from
 
 
 def distribution(probs: dict[int, float]) -> LazyByteProbs:

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from vllm.v1.engine.exceptions import EngineDeadError
 
+from bytelm.beam.ordered_rows import RowOrder
 from bytelm.errors import EngineDead, EngineError
-from bytelm.ordered_rows import RowOrder
-from bytelm.token_lm import Usage
+from bytelm.models.token_lm import Usage
 from bytelm.vllm.burst_message import Asked, Told, report, unpack
 from bytelm.vllm.engine import VllmEngine
 from bytelm.vllm.slots import Slots, attach

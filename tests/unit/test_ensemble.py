@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bytelm.beam import BeamParams, ByteBeamState
-from bytelm.byte_lm import StatefulByteLM
-from bytelm.draws import Draw
-from bytelm.ensemble import Ensemble, Mode
 from bytelm.errors import ByteError, EmptyBeam, InputError, Terminated
-from bytelm.logprobs import EOS, LazyByteProbs
-from bytelm.testing import (
+from bytelm.generating.draws import Draw
+from bytelm.models.byte_lm import StatefulByteLM
+from bytelm.models.ensemble import Ensemble, Mode
+from bytelm.models.logprobs import EOS, LazyByteProbs
+from bytelm.models.testing import (
     BruteForce,
     StubLM,
     assert_chain_rule,
@@ -24,7 +24,7 @@ from bytelm.testing import (
     assert_normalised,
     assert_reproducible,
 )
-from bytelm.vocab import ByteVocab
+from bytelm.vocabulary.vocab import ByteVocab
 
 MODES: list[Mode] = ["mixture", "pool", "product"]
 VOCABULARIES = [

@@ -10,9 +10,9 @@ import pytest
 from pydantic import ValidationError
 
 import bytelm_server
+from bytelm.models.testing import StubLM
 from bytelm.settings import ServerSettings
-from bytelm.testing import StubLM
-from bytelm.vocab import ByteVocab
+from bytelm.vocabulary.vocab import ByteVocab
 from bytelm_server import errors
 from bytelm_server.app import create_app
 from bytelm_server.contexts import Body

@@ -9,16 +9,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bytelm import utf8
 from bytelm.beam import BeamParams, ByteBeamState
-from bytelm.byte_lm import StatefulByteLM
-from bytelm.draws import Draw, chooser
 from bytelm.errors import ByteError, DrawError, InputError, Terminated, Utf8Error
-from bytelm.generation import Generated, Piece, collect, generate
-from bytelm.logprobs import EOS, EOT, SIZE, LazyByteProbs
-from bytelm.score import score
-from bytelm.testing import StubLM, assert_reproducible
-from bytelm.vocab import ByteVocab
+from bytelm.generating.draws import Draw, chooser
+from bytelm.generating.generation import Generated, Piece, collect, generate
+from bytelm.generating.score import score
+from bytelm.models.byte_lm import StatefulByteLM
+from bytelm.models.logprobs import EOS, EOT, SIZE, LazyByteProbs
+from bytelm.models.testing import StubLM, assert_reproducible
+from bytelm.vocabulary import utf8
+from bytelm.vocabulary.vocab import ByteVocab
 
 slow = settings(max_examples=40)
 greedy = LazyByteProbs.argmax

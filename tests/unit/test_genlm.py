@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from bytelm.beam import BeamParams, ByteBeamState
+from bytelm.compat.genlm import as_token_lm, from_genlm, to_genlm
 from bytelm.errors import InputError, VocabError
-from bytelm.genlm import as_token_lm, from_genlm, to_genlm
-from bytelm.logprobs import EOS
-from bytelm.testing import StubLM
-from bytelm.token_lm import StatefulTokenizedLM
-from bytelm.vocab import ByteVocab
+from bytelm.models.logprobs import EOS
+from bytelm.models.testing import StubLM
+from bytelm.models.token_lm import StatefulTokenizedLM
+from bytelm.vocabulary.vocab import ByteVocab
 
 TEXTS = [b"<s>", b"</s>", b"<pad>", b"a", b"b", b"ab", b"ab", b"\xff"]
 SPECIAL = [0, 1, 2]

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from bytelm.beam import BeamParams, ByteBeamState, Candidate
 from bytelm.errors import EmptyBeam
-from bytelm.logprobs import EOS
-from bytelm.testing import BruteForce, StubLM, assert_lower_bound, assert_normalised
-from bytelm.vocab import ByteVocab
+from bytelm.models.logprobs import EOS
+from bytelm.models.testing import BruteForce, StubLM, assert_lower_bound, assert_normalised
+from bytelm.vocabulary.vocab import ByteVocab
 
 TOKENS = [b"", b"", b"a", b"b", b"c", b"ab", b"abc", b"bc"]
 VOCAB = ByteVocab.from_bytes(TOKENS, bos_token_id=0, eos_token_ids=[1])

@@ -44,7 +44,7 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 
 SUM = """
 import numpy as np
-from bytelm.trie import sum_range
+from bytelm.vocabulary.trie import sum_range
 print(sum_range(np.ones(100, np.float32), 0, 100))
 """
 PLACES = """

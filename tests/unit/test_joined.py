@@ -9,11 +9,11 @@ import pytest
 
 from bytelm.beam import BeamParams, ByteBeamState
 from bytelm.beam.extending import weighed
-from bytelm.ensemble import Ensemble
-from bytelm.generation import collect, generate
+from bytelm.generating.generation import collect, generate
 from bytelm.joined import Joined, results
-from bytelm.logprobs import LazyByteProbs
-from bytelm.testing import StubLM
+from bytelm.models.ensemble import Ensemble
+from bytelm.models.logprobs import LazyByteProbs
+from bytelm.models.testing import StubLM
 from tests.unit.test_read_ahead import WORDS
 
 HUNG = 60.0

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bytelm.errors import ByteError
-from bytelm.logprobs import EOS, EOT, Chart, LazyByteProbs, checked_bytes, escape
+from bytelm.models.logprobs import EOS, EOT, Chart, LazyByteProbs, checked_bytes, escape
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bytelm.errors import InputError
-from bytelm.spans import words
+from bytelm.generating.spans import words
 from bytelm_client.cli.kept import Kept
 from bytelm_client.cli.parts import Cut, Part, Parts, lines
 from bytelm_client.cli.reports import JsonReport

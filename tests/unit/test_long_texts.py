@@ -9,11 +9,11 @@ import mistral_common
 import pytest
 
 from bytelm.beam import BeamParams, ByteBeamState
-from bytelm.context import Context, Special, Text, begin
 from bytelm.errors import ContextTooLong
-from bytelm.score import score
-from bytelm.testing import StubLM
-from bytelm.vocab import ByteVocab
+from bytelm.generating.score import score
+from bytelm.models.testing import StubLM
+from bytelm.prompts.context import Context, Special, Text, begin
+from bytelm.vocabulary.vocab import ByteVocab
 
 SHIPPED = Path(mistral_common.__file__).parent / "data"
 PARAMS = BeamParams(K=1)

@@ -9,15 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bytelm.beam import BeamParams, ByteBeamState
-from bytelm.context import Context, Special, Text, begin
-from bytelm.draws import Draw
+from bytelm.beam.prefill import TrunkFinder
 from bytelm.errors import BeamError, MethodError
-from bytelm.generation import collect, generate
-from bytelm.logprobs import LazyByteProbs
-from bytelm.prefill import TrunkFinder
-from bytelm.testing import StubLM, assert_immutable, assert_normalised
-from bytelm.token_sampling import sample
-from bytelm.vocab import ByteVocab
+from bytelm.generating.draws import Draw
+from bytelm.generating.generation import collect, generate
+from bytelm.generating.token_sampling import sample
+from bytelm.models.logprobs import LazyByteProbs
+from bytelm.models.testing import StubLM, assert_immutable, assert_normalised
+from bytelm.prompts.context import Context, Special, Text, begin
+from bytelm.vocabulary.vocab import ByteVocab
 
 SHIPPED = Path(mistral_common.__file__).parent / "data"
 BOS, END, MARK = 0, 1, 2

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bytelm import models
+from bytelm import download as models
 from bytelm.errors import UnknownModel
 
 
@@ -237,7 +237,7 @@ def test_a_cache_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
 
 def test_the_command_reports_an_unknown_model_without_a_traceback(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "bytelm.models", str(tmp_path / "missing")],
+        [sys.executable, "-m", "bytelm.download", str(tmp_path / "missing")],
         capture_output=True,
         text=True,
     )

@@ -9,15 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bytelm.beam import BeamParams, ByteBeamState
+from bytelm.beam.ordered_rows import OrderedRow, RowOrder
+from bytelm.beam.rows import RowSource
+from bytelm.beam.snapshot import Snapshot
 from bytelm.errors import RowError
-from bytelm.ordered_rows import OrderedRow, RowOrder
-from bytelm.rows import RowSource
-from bytelm.score import score
-from bytelm.snapshot import Snapshot
-from bytelm.testing import StubLM
-from bytelm.token_lm import OrderingTokenLM, StatefulTokenizedLM
-from bytelm.trie import TokenTrie
-from bytelm.vocab import ByteVocab
+from bytelm.generating.score import score
+from bytelm.models.testing import StubLM
+from bytelm.models.token_lm import OrderingTokenLM, StatefulTokenizedLM
+from bytelm.vocabulary.trie import TokenTrie
+from bytelm.vocabulary.vocab import ByteVocab
 
 # BOS, two EOS, a special, and words; "ab" twice.
 TOKENS = [b"", b"", b"", b"", b"a", b"b", b"ab", b"ab", b"c", b"bc", b"abc"]

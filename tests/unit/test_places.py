@@ -2,8 +2,8 @@
 
 import pytest
 
-from bytelm.places import Places
-from bytelm.trie import TokenTrie
+from bytelm.beam.places import Places
+from bytelm.vocabulary.trie import TokenTrie
 
 TOKENS = [b"the", b" the", b"cat", b"aaaa", b"a", b"):", b"d's", b"\n\n", "กข".encode()]
 TRIE = TokenTrie([*[bytes([b]) for b in range(256)], *TOKENS])

@@ -10,15 +10,21 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from bytelm import prefill
-from bytelm.beam import BeamParams, ByteBeamState, prefilling
+from bytelm.beam import BeamParams, ByteBeamState, prefill, prefilling
+from bytelm.beam.prefill import (
+    LEAST_BYTES,
+    LEAST_TOKENS,
+    MOST_BYTES,
+    MOST_TOKENS,
+    Trunk,
+    TrunkFinder,
+)
 from bytelm.beam.ration import MOST
+from bytelm.beam.snapshot import Snapshot
 from bytelm.errors import BeamError, ContextTooLong, EmptyBeam, VocabError
-from bytelm.logprobs import EOS
-from bytelm.prefill import LEAST_BYTES, LEAST_TOKENS, MOST_BYTES, MOST_TOKENS, Trunk, TrunkFinder
-from bytelm.snapshot import Snapshot
-from bytelm.testing import BruteForce, StubLM, assert_exact, assert_normalised
-from bytelm.vocab import ByteVocab
+from bytelm.models.logprobs import EOS
+from bytelm.models.testing import BruteForce, StubLM, assert_exact, assert_normalised
+from bytelm.vocabulary.vocab import ByteVocab
 
 SHIPPED = Path(mistral_common.__file__).parent / "data"
 # The splitting patterns of GPT-2, Llama 3 and GPT-4o, which differ in what joins across a boundary.

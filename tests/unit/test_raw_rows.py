@@ -8,14 +8,14 @@ import torch
 from fastapi.testclient import TestClient
 
 from bytelm.beam import BeamParams, ByteBeamState
+from bytelm.beam.raw_rows import as_row
+from bytelm.beam.rows import RowSource
+from bytelm.compat.genlm import GenlmModel, from_genlm
 from bytelm.errors import InputError, RowError
-from bytelm.genlm import GenlmModel, from_genlm
-from bytelm.raw_rows import as_row
-from bytelm.rows import RowSource
+from bytelm.models.testing import StubLM
+from bytelm.models.token_lm import StatefulTokenizedLM
 from bytelm.settings import ServerSettings
-from bytelm.testing import StubLM
-from bytelm.token_lm import StatefulTokenizedLM
-from bytelm.vocab import ByteVocab
+from bytelm.vocabulary.vocab import ByteVocab
 from bytelm_server.app import create_app
 
 # BOS, EOS, a special token, and text.

@@ -5,14 +5,13 @@ import asyncio
 import numpy as np
 import pytest
 
-from bytelm import read_ahead
-from bytelm.beam import BeamParams, ByteBeamState
-from bytelm.generation import collect, generate
-from bytelm.logprobs import LazyByteProbs
-from bytelm.read_ahead import Ahead
-from bytelm.testing import StubLM
-from bytelm.trie import TokenTrie
-from bytelm.vocab import ByteVocab
+from bytelm.beam import BeamParams, ByteBeamState, read_ahead
+from bytelm.beam.read_ahead import Ahead
+from bytelm.generating.generation import collect, generate
+from bytelm.models.logprobs import LazyByteProbs
+from bytelm.models.testing import StubLM
+from bytelm.vocabulary.trie import TokenTrie
+from bytelm.vocabulary.vocab import ByteVocab
 
 WORDS = ByteVocab.from_bytes(
     [

@@ -11,9 +11,9 @@ from bytelm.beam.params import BeamParams
 from bytelm.beam.reference import ReferenceState
 from bytelm.beam.reference_rows import Model
 from bytelm.errors import EmptyBeam
-from bytelm.logprobs import EOS
-from bytelm.testing import BruteForce, StubLM
-from bytelm.vocab import ByteVocab
+from bytelm.models.logprobs import EOS
+from bytelm.models.testing import BruteForce, StubLM
+from bytelm.vocabulary.vocab import ByteVocab
 
 slow = settings(max_examples=40, deadline=None)
 texts = st.text("abc", max_size=5).map(str.encode)

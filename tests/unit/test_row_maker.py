@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from bytelm.ordered_rows import OrderedRow, RowOrder
-from bytelm.rows import RowSource
-from bytelm.testing import StubLM
-from bytelm.trie import TokenTrie
+from bytelm.beam.ordered_rows import OrderedRow, RowOrder
+from bytelm.beam.rows import RowSource
+from bytelm.models.testing import StubLM
 from bytelm.vllm.row_maker import RowMaker
-from bytelm.vocab import ByteVocab
+from bytelm.vocabulary.trie import TokenTrie
+from bytelm.vocabulary.vocab import ByteVocab
 
 
 def order_of(width: int, ranges: int, seed: int = 0) -> RowOrder:

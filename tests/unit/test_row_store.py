@@ -4,8 +4,8 @@ import os
 import numpy as np
 import pytest
 
-from bytelm.testing import StubLM
-from bytelm.vocab import ByteVocab
+from bytelm.models.testing import StubLM
+from bytelm.vocabulary.vocab import ByteVocab
 from tests.benchmarks.accuracy import Journal, interval
 from tests.benchmarks.row_store import RowStore, StoredLM
 

@@ -6,12 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bytelm.beam import BeamParams, ByteBeamState
+from bytelm.beam.rows import RowSource
+from bytelm.beam.snapshot import Snapshot
 from bytelm.errors import BeamError, VocabError
-from bytelm.logprobs import EOS
-from bytelm.rows import RowSource
-from bytelm.snapshot import Snapshot
-from bytelm.testing import BruteForce, StubLM, assert_exact
-from bytelm.vocab import ByteVocab
+from bytelm.models.logprobs import EOS
+from bytelm.models.testing import BruteForce, StubLM, assert_exact
+from bytelm.vocabulary.vocab import ByteVocab
 
 # BOS, two EOS, a special, and words; "ab" twice.
 TOKENS = [b"", b"", b"", b"", b"a", b"b", b"ab", b"ab", b"c"]

@@ -8,12 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bytelm.beam import BeamParams, ByteBeamState
-from bytelm.ensemble import Ensemble
 from bytelm.errors import ByteError, ContextTooLong, InputError, Terminated
-from bytelm.logprobs import EOS, LazyByteProbs
-from bytelm.score import score, score_all
-from bytelm.testing import BruteForce, StubLM
-from bytelm.vocab import ByteVocab
+from bytelm.generating.score import score, score_all
+from bytelm.models.ensemble import Ensemble
+from bytelm.models.logprobs import EOS, LazyByteProbs
+from bytelm.models.testing import BruteForce, StubLM
+from bytelm.vocabulary.vocab import ByteVocab
 
 VOCAB = ByteVocab.from_bytes(
     [b"", b"", b"a", b"b", b"c", b"ab", b"bc", b"abc", b"ca", b"ab"],

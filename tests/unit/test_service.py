@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from bytelm.models.testing import StubLM
 from bytelm.settings import ServerSettings
-from bytelm.testing import StubLM
-from bytelm.vocab import ByteVocab
+from bytelm.vocabulary.vocab import ByteVocab
 from bytelm_server.requests import GreedyCall, SampleCall
 from bytelm_server.service import ByteService
 
@@ -66,11 +66,12 @@ async def test_a_large_call_leaves_others_their_turn() -> None:
 
 COMPILED = """
 import asyncio, bytelm_server.service
-from bytelm import rows, trie
+from bytelm.beam import rows
+from bytelm.vocabulary import trie
 from bytelm.beam import BeamParams, ByteBeamState, kernels
 from bytelm.settings import ServerSettings
-from bytelm.testing import StubLM
-from bytelm.vocab import ByteVocab
+from bytelm.models.testing import StubLM
+from bytelm.vocabulary.vocab import ByteVocab
 
 def compiled():
     found = [f for module in (rows, trie, kernels) for f in vars(module).values()]

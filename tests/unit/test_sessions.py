@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bytelm.context import Context, begin
 from bytelm.errors import EngineDead
+from bytelm.models.testing import StubLM
+from bytelm.prompts.context import Context, begin
 from bytelm.settings import ServerSettings
-from bytelm.testing import StubLM
-from bytelm.vocab import ByteVocab
+from bytelm.vocabulary.vocab import ByteVocab
 from bytelm_server.callers import Caller
 from bytelm_server.errors import Unavailable
 from bytelm_server.service import ByteService

@@ -11,13 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bytelm.beam import BeamParams, ByteBeamState
-from bytelm.context import Context, Special, Text, begin
+from bytelm.beam.healing import heal
+from bytelm.beam.snapshot import GROWTH, Snapshot
 from bytelm.errors import EmptyBeam, SnapshotError
-from bytelm.healing import heal
-from bytelm.logprobs import EOS
-from bytelm.snapshot import GROWTH, Snapshot
-from bytelm.testing import StubLM
-from bytelm.vocab import ByteVocab
+from bytelm.models.logprobs import EOS
+from bytelm.models.testing import StubLM
+from bytelm.prompts.context import Context, Special, Text, begin
+from bytelm.vocabulary.vocab import ByteVocab
 
 ALPHABET = b"abc "
 WORDS = [b"ab", b"abc", b"bca", b" a", b" ab", b"ab", b"cab", b"caa", b" ca"]

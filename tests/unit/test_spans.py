@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bytelm.spans import words
+from bytelm.generating.spans import words
 
 
 def split(text: str | bytes) -> list[bytes]:

@@ -7,8 +7,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bytelm.logprobs import EOS, EOT, SIZE, LazyByteProbs
-from bytelm.vocab import ByteVocab
+from bytelm.models.logprobs import EOS, EOT, SIZE, LazyByteProbs
+from bytelm.vocabulary.vocab import ByteVocab
 from bytelm_server.openai.spelling import LEAST, Noted, Spelled, Token, eos_name, names_of, noting
 
 NAMES = names_of(ByteVocab.from_bytes([b"a"]))

@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bytelm.logprobs import EOS, SIZE
+from bytelm.models.logprobs import EOS, SIZE
+from bytelm.models.testing import BruteForce, StubLM
 from bytelm.settings import ServerSettings
-from bytelm.testing import BruteForce, StubLM
-from bytelm.vocab import ByteVocab
+from bytelm.vocabulary.vocab import ByteVocab
 from bytelm_server import text_rows
 from bytelm_server.errors import NoContinuation
 from bytelm_server.requests import RowsCall

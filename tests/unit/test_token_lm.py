@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from bytelm.errors import InputError, VocabError
-from bytelm.testing import StubLM
-from bytelm.token_lm import AsyncTokenLM, StatefulTokenizedLM
-from bytelm.vocab import ByteVocab
+from bytelm.models.testing import StubLM
+from bytelm.models.token_lm import AsyncTokenLM, StatefulTokenizedLM
+from bytelm.vocabulary.vocab import ByteVocab
 
 VOCAB = ByteVocab.from_bytes([b"", b"", b"a", b"b c"], bos_token_id=0, eos_token_ids=[1])
 

@@ -12,15 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bytelm.beam import BeamParams, ByteBeamState
-from bytelm.context import Context, Special, Text, begin
-from bytelm.draws import Draw
 from bytelm.errors import InputError, MethodError, Terminated
-from bytelm.generation import Generated, collect, generate
-from bytelm.logprobs import EOS
-from bytelm.testing import BruteForce, StubLM, assert_drawn_from, assert_reproducible
-from bytelm.token_lm import Chunk, GeneratingTokenLM
-from bytelm.token_sampling import by_tokens, sample, sample_tokens
-from bytelm.vocab import ByteVocab
+from bytelm.generating.draws import Draw
+from bytelm.generating.generation import Generated, collect, generate
+from bytelm.generating.token_sampling import by_tokens, sample, sample_tokens
+from bytelm.models.logprobs import EOS
+from bytelm.models.testing import BruteForce, StubLM, assert_drawn_from, assert_reproducible
+from bytelm.models.token_lm import Chunk, GeneratingTokenLM
+from bytelm.prompts.context import Context, Special, Text, begin
+from bytelm.vocabulary.vocab import ByteVocab
 
 DRAWS = 2000
 exact = BeamParams(K=None)

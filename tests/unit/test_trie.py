@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bytelm.trie import ROOT, TokenTrie, sum_range
+from bytelm.vocabulary.trie import ROOT, TokenTrie, sum_range
 
 vocabularies = st.lists(st.binary(max_size=4), min_size=1, max_size=40).filter(any)
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bytelm.logprobs import EOS, EOT
-from bytelm.utf8 import BOUNDARY, LONGEST, MISSING, NEXT, REJECT, allowed, state_after
+from bytelm.models.logprobs import EOS, EOT
+from bytelm.vocabulary.utf8 import BOUNDARY, LONGEST, MISSING, NEXT, REJECT, allowed, state_after
 
 
 def walk(data: bytes, state: int = BOUNDARY) -> int:

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bytelm.canonical import CanonicalEncoder, Span
-from bytelm.context import ChatTemplate
 from bytelm.errors import UnknownModel, VocabError
-from bytelm.vocab import ByteVocab
+from bytelm.prompts.context import ChatTemplate
+from bytelm.vocabulary.canonical import CanonicalEncoder, Span
+from bytelm.vocabulary.vocab import ByteVocab
 from bytelm_client.results import Vocab
 from bytelm_server.vocabulary import VocabBody
 

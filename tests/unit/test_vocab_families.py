@@ -18,7 +18,7 @@ from tokenizers import pre_tokenizers as splitters
 from transformers import BertGenerationTokenizer
 
 from bytelm.errors import UnknownModel, VocabError
-from bytelm.vocab import ByteVocab
+from bytelm.vocabulary.vocab import ByteVocab
 
 SHIPPED = Path(mistral_common.__file__).parent / "data"
 TEXTS = [

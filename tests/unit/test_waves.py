@@ -8,16 +8,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bytelm import waves
-from bytelm.beam import BeamParams, ByteBeamState
-from bytelm.byte_lm import StatefulByteLM
-from bytelm.draws import Draw
-from bytelm.ensemble import Ensemble
+from bytelm.beam import BeamParams, ByteBeamState, waves
+from bytelm.beam.waves import KnownWalk
 from bytelm.errors import ContextTooLong, EmptyBeam
-from bytelm.logprobs import EOS
-from bytelm.score import score_all
-from bytelm.testing import StubLM, merging_vocab
-from bytelm.waves import KnownWalk
+from bytelm.generating.draws import Draw
+from bytelm.generating.score import score_all
+from bytelm.models.byte_lm import StatefulByteLM
+from bytelm.models.ensemble import Ensemble
+from bytelm.models.logprobs import EOS
+from bytelm.models.testing import StubLM, merging_vocab
 
 VOCAB = merging_vocab(
     [b"", b"", *[bytes([b]) for b in b"abc "], b"ab", b" a", b"bc", b"abc", b" ab", b"ca"],

@@ -205,7 +205,7 @@ def _disk() -> Finding:
 
 
 def _model() -> Finding:
-    from bytelm import models
+    from bytelm import download as models
 
     folder = models.prepared()
     if folder is not None:

@@ -20,7 +20,7 @@ from bytelm_client.cli.console import Progress, one_line_errors
 from bytelm_client.cli.flags import read_settings
 
 if TYPE_CHECKING:
-    from bytelm.token_lm import AsyncTokenLM
+    from bytelm.models.token_lm import AsyncTokenLM
     from bytelm_client import AsyncClient
 
 Url = Annotated[
@@ -110,7 +110,7 @@ async def client_of(where: Where, progress: Progress) -> "AsyncIterator[AsyncCli
     # What can go wrong at once goes wrong before the slow steps.
     engine_settings = read_settings(EngineSettings, {})
     server_settings = unlimited()
-    from bytelm.models import resolve
+    from bytelm.download import resolve
     from bytelm.vllm.engine import VllmEngine
 
     folder = await asyncio.to_thread(resolve, where.model, progress=progress)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from bytelm.spans import words
+from bytelm.generating.spans import words
 from bytelm_client.cli.console import Count, say
 from bytelm_client.cli.files import check_apart, is_kept, writing
 from bytelm_client.cli.kept import Kept

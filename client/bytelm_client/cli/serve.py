@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bytelm.models import resolve, short_name
+from bytelm.download import resolve, short_name
 from bytelm.settings import EngineSettings, ServerSettings
 from bytelm_client.cli.console import Progress, one_line_errors
 from bytelm_client.cli.flags import read_settings, with_flags
 
 if TYPE_CHECKING:
-    from bytelm.token_lm import AsyncTokenLM
+    from bytelm.models.token_lm import AsyncTokenLM
     from bytelm_server.service import ByteService
 
 

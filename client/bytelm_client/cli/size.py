@@ -130,7 +130,7 @@ def _shape(name: str, dtype: str | None) -> "ModelShape":
         shape = PRESETS[name.lower()]
         return shape if dtype is None else of_dtype(shape, dtype)
     _check_name(name)
-    from bytelm.models import config_folder
+    from bytelm.download import config_folder
 
     progress = Progress()
     try:

@@ -19,10 +19,10 @@ from ray import serve
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from bytelm.download import DEFAULT, resolve, short_name
 from bytelm.errors import InputError
-from bytelm.models import DEFAULT, resolve, short_name
+from bytelm.models.token_lm import AsyncTokenLM
 from bytelm.settings import EngineSettings, ServerSettings
-from bytelm.token_lm import AsyncTokenLM
 from bytelm_server import logs
 from bytelm_server.app import create_app
 from bytelm_server.backend import OpenLM

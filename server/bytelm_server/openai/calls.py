@@ -13,11 +13,11 @@ from typing import Any
 
 from bytelm import pace
 from bytelm.beam import ByteBeamState
-from bytelm.draws import Draw
 from bytelm.errors import InputError, RowError
-from bytelm.generation import Generated, Piece, generate
-from bytelm.logprobs import LazyByteProbs
-from bytelm.token_sampling import sample
+from bytelm.generating.draws import Draw
+from bytelm.generating.generation import Generated, Piece, generate
+from bytelm.generating.token_sampling import sample
+from bytelm.models.logprobs import LazyByteProbs
 from bytelm_server.errors import CallError, ErrorDetail, input_detail
 from bytelm_server.openai import bodies
 from bytelm_server.openai.answers import CompletionUsage

@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from typing import Any
 
-from bytelm.context import ChatTemplate, Context, messages_to_context
 from bytelm.errors import InputError
-from bytelm.logprobs import EOS
+from bytelm.models.logprobs import EOS
+from bytelm.prompts.context import ChatTemplate, Context, messages_to_context
 from bytelm.threads import in_thread
-from bytelm.vocab import ByteVocab
+from bytelm.vocabulary.vocab import ByteVocab
 from bytelm_server.errors import FieldError
 from bytelm_server.openai.answers import ChatLogprobs, ChatToken, TopToken
 from bytelm_server.openai.bodies import ChatCall

@@ -5,11 +5,11 @@ from contextlib import suppress
 from typing import Any
 
 from bytelm.beam import ByteBeamState
-from bytelm.context import Context
 from bytelm.errors import ContextTooLong, VocabError
-from bytelm.generation import Piece
-from bytelm.logprobs import EOS, LazyByteProbs
-from bytelm.score import score_all
+from bytelm.generating.generation import Piece
+from bytelm.generating.score import score_all
+from bytelm.models.logprobs import EOS, LazyByteProbs
+from bytelm.prompts.context import Context
 from bytelm_server.contexts import ContextIn
 from bytelm_server.openai.answers import CompletionChoice, CompletionLogprobs
 from bytelm_server.openai.bodies import CompletionCall

@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bytelm import utf8
-from bytelm.logprobs import EOS, EOT, LazyByteProbs
-from bytelm.vocab import ByteVocab
+from bytelm.models.logprobs import EOS, EOT, LazyByteProbs
+from bytelm.vocabulary import utf8
+from bytelm.vocabulary.vocab import ByteVocab
 
 LEAST = -9999.0
 """What stands for a log-probability of −∞."""

@@ -14,12 +14,12 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from bytelm.draws import Draw
 from bytelm.errors import ContextTooLong, EmptyBeam, InputError
-from bytelm.logprobs import SIZE
+from bytelm.generating.draws import Draw
+from bytelm.models.logprobs import SIZE
+from bytelm.models.token_lm import StatefulTokenizedLM
 from bytelm.settings import ServerSettings
 from bytelm.threads import by_length
-from bytelm.token_lm import StatefulTokenizedLM
 from bytelm_server.callers import Caller
 from bytelm_server.contexts import Body
 from bytelm_server.counting import CountingLM, counting, usage_of

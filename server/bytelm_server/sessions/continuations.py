@@ -5,9 +5,9 @@ Must not know how a session moves.
 
 from collections.abc import AsyncIterator
 
-from bytelm.draws import Draw
 from bytelm.errors import MethodError
-from bytelm.token_sampling import by_tokens
+from bytelm.generating.draws import Draw
+from bytelm.generating.token_sampling import by_tokens
 from bytelm_server import streams
 from bytelm_server.answers import bytes_out
 from bytelm_server.counting import CountingLM, usage_of

@@ -18,16 +18,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bytelm.beam import POINTER, BeamParams, ByteBeamState
-from bytelm.context import Context, Special, Text
-from bytelm.draws import Draw
+from bytelm.beam.snapshot import Snapshot
 from bytelm.errors import ContextTooLong, MethodError, SnapshotError, VocabError
-from bytelm.generation import FinishReason, generate
-from bytelm.logprobs import LazyByteProbs
-from bytelm.snapshot import Snapshot
+from bytelm.generating.draws import Draw
+from bytelm.generating.generation import FinishReason, generate
+from bytelm.generating.token_sampling import by_tokens, sample
+from bytelm.models.logprobs import LazyByteProbs
+from bytelm.models.token_lm import AsyncTokenLM, GeneratingTokenLM, StatefulTokenizedLM
+from bytelm.prompts.context import Context, Special, Text
 from bytelm.threads import by_length, go_on
-from bytelm.token_lm import AsyncTokenLM, GeneratingTokenLM, StatefulTokenizedLM
-from bytelm.token_sampling import by_tokens, sample
-from bytelm.vocab import ByteVocab
+from bytelm.vocabulary.vocab import ByteVocab
 from bytelm_server.answers import bytes_out
 from bytelm_server.errors import FieldError
 from bytelm_server.requests import Drawing, Generation

@@ -1,0 +1,1 @@
+"""What is made of a byte LM: greedy continuations, samples, scores."""

@@ -1,0 +1,1 @@
+"""What is asked: token LMs, byte LMs, and their distributions."""

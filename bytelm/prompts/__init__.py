@@ -1,0 +1,1 @@
+"""What comes before: contexts of text and special tokens, chats."""
