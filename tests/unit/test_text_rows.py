@@ -65,7 +65,7 @@ async def test_what_was_made_comes_before_an_error() -> None:
     assert np.isfinite(rows[:-1, ord("a")]).all()
 
 
-@pytest.mark.parametrize("form", FORMATS, ids=str)
+@pytest.mark.parametrize("form", FORMATS, ids=lambda form: form.dtype.name)
 def test_what_is_finite_stays_finite(form: RowFormat) -> None:
     ps = np.full(SIZE, -np.inf)
     ps[:4] = 0.0, -1e-9, -65504.0, -1e9
@@ -78,7 +78,7 @@ def test_what_is_finite_stays_finite(form: RowFormat) -> None:
     assert row[3] == max(-1e9, float(np.finfo(form.dtype).min))
 
 
-@pytest.mark.parametrize("form", FORMATS, ids=str)
+@pytest.mark.parametrize("form", FORMATS, ids=lambda form: form.dtype.name)
 def test_an_end_is_told_from_rows_and_never_fills_one(form: RowFormat) -> None:
     size = WIDTH * form.dtype.itemsize
     for length in range(2 * size):
