@@ -13,12 +13,12 @@ from bytelm.beam.candidates import NONE
 from bytelm.beam.deferred import NOTHING, Path
 from bytelm.beam.late import Known, Part
 from bytelm.beam.moving import joined, moved_by
-from bytelm.beam.ordered_rows import Answer
 from bytelm.beam.prefill import TAIL, Trunk, TrunkFinder
 from bytelm.beam.pruning import keeping, prune
 from bytelm.beam.ration import MOST, RATION, narrowed
 from bytelm.beam.read_ahead import Ahead
 from bytelm.beam.waves import LONG, KnownWalk
+from bytelm.models.ordered_rows import Answer
 from bytelm.threads import by_length
 from bytelm.vocabulary.trie import ROOT
 

@@ -28,8 +28,8 @@ from typing import Any, Concatenate, NamedTuple, ParamSpec, Protocol, TypeVar, c
 import numpy as np
 from numpy.typing import NDArray
 
-from bytelm.beam.ordered_rows import Answer
 from bytelm.joined import Joined
+from bytelm.models.ordered_rows import Answer
 from bytelm.models.token_lm import AsyncTokenLM, answer_of
 from bytelm.vocabulary.trie import TokenTrie
 

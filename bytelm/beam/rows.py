@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bytelm import memory
-from bytelm.beam.ordered_rows import Answer, OrderedRow, RowOrder
-from bytelm.beam.raw_rows import as_row, no_distribution
 from bytelm.compiled import compiled
 from bytelm.errors import BeamError
 from bytelm.models.logprobs import EOS, SIZE
+from bytelm.models.ordered_rows import Answer, OrderedRow, RowOrder
+from bytelm.models.raw_rows import as_row, no_distribution
 from bytelm.models.token_lm import AsyncTokenLM, answer_of
 from bytelm.vocabulary.stand_in import StandIn
 from bytelm.vocabulary.trie import ROOT, TokenTrie, sum_range

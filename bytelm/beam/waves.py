@@ -23,13 +23,13 @@ from itertools import islice
 from typing import TYPE_CHECKING, TypeVar
 
 from bytelm import pace
-from bytelm.beam.ordered_rows import Answer
 from bytelm.beam.prefill import USUAL
 from bytelm.beam.read_ahead import is_idle
 from bytelm.errors import BytelmError, VocabError
 from bytelm.joined import Joined, results
 from bytelm.models.byte_lm import Walk
 from bytelm.models.logprobs import LazyByteProbs
+from bytelm.models.ordered_rows import Answer
 from bytelm.models.token_lm import AsyncTokenLM, OrderingTokenLM, answer_of
 from bytelm.threads import by_length
 

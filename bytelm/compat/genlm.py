@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from bytelm.beam.raw_rows import as_row, checked_row, no_distribution
 from bytelm.errors import InputError, VocabError
+from bytelm.models.raw_rows import as_row, checked_row, no_distribution
 from bytelm.vocabulary.vocab import ByteVocab
 
 if TYPE_CHECKING:

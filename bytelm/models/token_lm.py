@@ -13,11 +13,11 @@ from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from bytelm.beam.ordered_rows import Answer, by_id
-from bytelm.beam.raw_rows import check_row, checked_row
 from bytelm.compat.genlm import BackendLM, as_token_lm, is_backend
 from bytelm.errors import InputError
 from bytelm.models.logprobs import escape
+from bytelm.models.ordered_rows import Answer, by_id
+from bytelm.models.raw_rows import check_row, checked_row
 from bytelm.vocabulary.vocab import ByteVocab
 
 

@@ -21,8 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bytelm import memory
-from bytelm.beam.ordered_rows import OrderedRow
 from bytelm.errors import ContextTooLong, EngineDead, EngineError, EngineStartError, InputError
+from bytelm.models.ordered_rows import OrderedRow
 from bytelm.models.token_lm import Chunk, Usage
 from bytelm.settings import EngineSettings
 from bytelm.vllm.evaluations import Evaluations

@@ -16,8 +16,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from bytelm.beam.ordered_rows import OrderedRow
 from bytelm.errors import EngineError
+from bytelm.models.ordered_rows import OrderedRow
 from bytelm.models.token_lm import Usage
 from bytelm.vllm import burst_message
 from bytelm.vllm.burst_message import Asked

@@ -53,8 +53,8 @@ from pathlib import Path
 
 import numpy as np
 
-from bytelm.beam.ordered_rows import OrderedRow, RowOrder
 from bytelm.errors import EngineError
+from bytelm.models.ordered_rows import OrderedRow, RowOrder
 from bytelm.vllm.watchdog import Watched, is_alive, start_time
 
 SHM = Path("/dev/shm")

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from vllm.config import VllmConfig
     from vllm.v1.engine.async_llm import AsyncLLM
 
-    from bytelm.beam.ordered_rows import RowOrder
+    from bytelm.models.ordered_rows import RowOrder
     from bytelm.prompts.context import ChatTemplate
     from bytelm.vocabulary.vocab import ByteVocab
 

@@ -25,8 +25,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from bytelm.beam.ordered_rows import RowOrder
 from bytelm.compiled import compiled
+from bytelm.models.ordered_rows import RowOrder
 
 if TYPE_CHECKING:
     from bytelm.vocabulary.vocab import ByteVocab

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bytelm import pace
-from bytelm.beam.ordered_rows import Answer
+from bytelm.models.ordered_rows import Answer
 from bytelm.models.token_lm import (
     AsyncTokenLM,
     Chunk,

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bytelm import pace
-from bytelm.beam.raw_rows import checked_row
 from bytelm.errors import ContextTooLong, InputError
+from bytelm.models.raw_rows import checked_row
 from bytelm.models.token_lm import AsyncTokenLM
 from bytelm.vocabulary.vocab import ByteVocab
 from bytelm_server.counting import CountingLM, counting, usage_of

@@ -10,8 +10,8 @@ from vllm import SamplingParams
 from vllm.v1.sample.logits_processor.interface import BatchUpdate, MoveDirectionality
 from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsContext
 
-from bytelm.beam.ordered_rows import OrderedRow, RowOrder
 from bytelm.errors import EngineError
+from bytelm.models.ordered_rows import OrderedRow, RowOrder
 from bytelm.vllm import capture
 from bytelm.vllm.capture import CaptureV1, CaptureV2, Flag, Mask, Sink, ban, flag, flag_of
 from bytelm.vllm.row_maker import RowMaker

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from vllm.v1.engine.exceptions import EngineDeadError
 
-from bytelm.beam.ordered_rows import RowOrder
 from bytelm.errors import EngineDead, EngineError
+from bytelm.models.ordered_rows import RowOrder
 from bytelm.models.token_lm import Usage
 from bytelm.vllm.burst_message import Asked, Told, report, unpack
 from bytelm.vllm.engine import VllmEngine

@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bytelm.beam import BeamParams, ByteBeamState
-from bytelm.beam.ordered_rows import OrderedRow, RowOrder
 from bytelm.beam.rows import RowSource
 from bytelm.beam.snapshot import Snapshot
 from bytelm.errors import RowError
 from bytelm.generating.score import score
+from bytelm.models.ordered_rows import OrderedRow, RowOrder
 from bytelm.models.testing import StubLM
 from bytelm.models.token_lm import OrderingTokenLM, StatefulTokenizedLM
 from bytelm.vocabulary.trie import TokenTrie

@@ -8,10 +8,10 @@ import torch
 from fastapi.testclient import TestClient
 
 from bytelm.beam import BeamParams, ByteBeamState
-from bytelm.beam.raw_rows import as_row
 from bytelm.beam.rows import RowSource
 from bytelm.compat.genlm import GenlmModel, from_genlm
 from bytelm.errors import InputError, RowError
+from bytelm.models.raw_rows import as_row
 from bytelm.models.testing import StubLM
 from bytelm.models.token_lm import StatefulTokenizedLM
 from bytelm.settings import ServerSettings

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from bytelm.beam.ordered_rows import OrderedRow, RowOrder
 from bytelm.beam.rows import RowSource
+from bytelm.models.ordered_rows import OrderedRow, RowOrder
 from bytelm.models.testing import StubLM
 from bytelm.vllm.row_maker import RowMaker
 from bytelm.vocabulary.trie import TokenTrie

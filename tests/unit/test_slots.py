@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bytelm.beam.ordered_rows import OrderedRow, RowOrder
 from bytelm.errors import EngineError
+from bytelm.models.ordered_rows import OrderedRow, RowOrder
 from bytelm.vllm.slots import LINE, SlotPool, Slots, SlotsAddress, attach, sweep
 
 WIDTH = 5

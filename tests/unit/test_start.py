@@ -11,8 +11,8 @@ import numpy as np
 import psutil
 import pytest
 
-from bytelm.beam.ordered_rows import RowOrder
 from bytelm.errors import EngineStartError
+from bytelm.models.ordered_rows import RowOrder
 from bytelm.settings import EngineSettings, Owner
 from bytelm.vllm import start
 from bytelm.vllm.engine import VllmEngine
